@@ -1,0 +1,451 @@
+//! What goes into the state machine and what comes out: plain data, the same on every server.
+
+use crate::row::{Fields, RowError, RowWriter};
+use crate::types::{AccountId, ClientId, Member, MessageId, RequestId, RequestNumber, ServerId};
+
+/// The fields of an operation in a log row after `kind`, `index`, `view` and `time_ms`: see [`Operation::write_fields`].
+pub const OPERATION_FIELDS: [&str; 6] = ["request", "acknowledged", "account", "subject", "text", "extra"];
+
+/// What one log entry does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// The first entry of a view (V8): everything before it commits with it.
+    View {
+        /// Who leads.
+        primary: ServerId,
+        /// The in-sync set.
+        members: Vec<Member>,
+    },
+    /// The last entry before an orderly stop of all members: any of them may start alone.
+    Closed,
+    /// Sessions unused since before this time are forgotten (X2). Milliseconds since 1970.
+    Expire {
+        /// Sessions last used before this moment go.
+        before_unix_ms: u64,
+    },
+    /// A client's command.
+    Command(ClientCommand),
+}
+
+/// A client's command with all that it needs to be applied alike everywhere (N3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCommand {
+    /// Names the command; a retry has the same (N2).
+    pub request: RequestId,
+    /// The client has the replies to all its requests up to this number; they may be forgotten.
+    pub acknowledged: RequestNumber,
+    /// Who acts. For [`Command::Register`] the account to be, named after the request.
+    pub account: AccountId,
+    /// What to do.
+    pub command: Command,
+}
+
+/// SHA-256 of a session's token.
+pub type TokenHash = [u8; 32];
+
+/// What a client can change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Creates the account and logs its creator in.
+    Register {
+        /// As typed; unique without case.
+        name: String,
+        /// A PHC string (`$argon2id$…`), salted and hashed once, by the primary.
+        password: String,
+        /// All zero: the session can't be resumed.
+        token: TokenHash,
+    },
+    /// Logs in; the password was checked before the entry existed.
+    Login {
+        /// Which password was checked: [`super::Account::password_generation`].
+        password_generation: u32,
+        /// All zero: the session can't be resumed.
+        token: TokenHash,
+    },
+    /// Ends this session, or all sessions of the account.
+    Logout {
+        /// All of them.
+        everywhere: bool,
+    },
+    /// Deletes the account, its sessions and its waiting mail; the password was checked before the entry existed.
+    DeleteAccount {
+        /// Which password was checked.
+        password_generation: u32,
+    },
+    /// Replaces the password; ends all other sessions of the account.
+    ChangePassword {
+        /// Which password was checked.
+        password_generation: u32,
+        /// The new one's PHC string.
+        password: String,
+    },
+    /// Sends a message.
+    Send {
+        /// To whom.
+        to: AccountId,
+        /// 1 to 8,192 bytes.
+        text: String,
+    },
+    /// Takes messages out of the own mailbox: the recipient's client has them (X4).
+    Acknowledge {
+        /// Which; unknown ones are passed over.
+        messages: Vec<MessageId>,
+    },
+    /// Deletes messages that the account sent or received, for both sides.
+    Delete {
+        /// Which.
+        messages: Vec<MessageId>,
+    },
+}
+
+/// The outcome of a command; kept in the session until the client has acknowledged it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The account exists and is logged in.
+    Registered {
+        /// Its id.
+        account: AccountId,
+    },
+    /// Logged in.
+    LoggedIn {
+        /// The account.
+        account: AccountId,
+        /// How many messages wait for it.
+        waiting: u64,
+    },
+    /// The session is, or all are, ended.
+    LoggedOut,
+    /// The account is gone.
+    AccountDeleted,
+    /// The password is replaced.
+    PasswordChanged,
+    /// The message is queued for its recipient.
+    Sent {
+        /// Its id.
+        message: MessageId,
+        /// When the primary took it in, milliseconds since 1970.
+        unix_ms: u64,
+    },
+    /// Messages are taken out of the mailbox.
+    Acknowledged {
+        /// How many of those named were still waiting.
+        count: u64,
+    },
+    /// Messages are deleted.
+    Deleted {
+        /// How many of those named existed and were the account's to delete.
+        count: u64,
+    },
+    /// Nothing was changed.
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refusal {
+    /// Another account has the name.
+    NameTaken,
+    /// Another account used this client id first (X1).
+    ClientIdTaken,
+    /// The recipient, or the own account, does not exist (any more).
+    NoSuchAccount,
+    /// None of the messages exists, or none is this account's.
+    NoSuchMessage,
+    /// The recipient has 100,000 messages waiting.
+    MailboxFull,
+    /// The session does not exist or has ended (N2).
+    SessionExpired,
+    /// The password was changed after it had been checked.
+    PasswordChanged,
+}
+
+impl Refusal {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::NameTaken, "name_taken"),
+        (Self::ClientIdTaken, "client_id_taken"),
+        (Self::NoSuchAccount, "no_such_account"),
+        (Self::NoSuchMessage, "no_such_message"),
+        (Self::MailboxFull, "mailbox_full"),
+        (Self::SessionExpired, "session_expired"),
+        (Self::PasswordChanged, "password_changed"),
+    ];
+
+    /// The keyword for it in files.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        Self::ALL.iter().find(|(refusal, _)| *refusal == self).expect("every refusal is listed").1
+    }
+
+    /// The refusal with this keyword.
+    #[must_use]
+    pub fn from_keyword(keyword: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, k)| *k == keyword).map(|(refusal, _)| *refusal)
+    }
+}
+
+/// A message as one of its two accounts sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageView {
+    /// The message.
+    pub id: MessageId,
+    /// The sender's name, or `[deleted]`.
+    pub from: String,
+    /// The recipient's name, or `[deleted]`.
+    pub to: String,
+    /// When the primary took it in, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Whether the recipient's client has acknowledged it.
+    pub delivered: bool,
+    /// Where it stands in the order of all messages; a cursor for paging.
+    pub cursor: u64,
+    /// The text.
+    pub text: String,
+}
+
+/// What is shown instead of the name of an account that no longer exists. No account can have this name.
+pub const DELETED_NAME: &str = "[deleted]";
+
+/// A page of messages, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MessagePage {
+    /// The page.
+    pub messages: Vec<MessageView>,
+    /// Whether there are more beyond it: later ones for a mailbox, earlier ones for a history.
+    pub more: bool,
+}
+
+/// A page of account names, in the order of their lower-case forms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountPage {
+    /// The page. May be shorter than asked although there is more: a page looks at a bounded number of accounts.
+    pub names: Vec<String>,
+    /// Where the next page starts (a name to pass as `after`); none at the end.
+    pub next: Option<String>,
+}
+
+/// What applying one entry has brought about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The reply to a client's command; none for the other operations.
+    pub reply: Option<Reply>,
+    /// A message that now waits for an account, to be pushed to its subscribed connections (X4).
+    pub queued: Option<(AccountId, MessageId)>,
+    /// Sessions that ended with this entry: connections bound to them are no longer logged in.
+    pub ended: Vec<ClientId>,
+}
+
+impl Operation {
+    /// The keyword in the log's `kind` column.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::View { .. } => "view",
+            Self::Closed => "closed",
+            Self::Expire { .. } => "expire",
+            Self::Command(command) => match command.command {
+                Command::Register { .. } => "register",
+                Command::Login { .. } => "login",
+                Command::Logout { .. } => "logout",
+                Command::DeleteAccount { .. } => "delete_account",
+                Command::ChangePassword { .. } => "change_password",
+                Command::Send { .. } => "send",
+                Command::Acknowledge { .. } => "acknowledge",
+                Command::Delete { .. } => "delete",
+            },
+        }
+    }
+
+    /// Appends the six fields [`OPERATION_FIELDS`]; those that a kind does not use are empty.
+    pub fn write_fields(&self, row: &mut RowWriter) {
+        let Self::Command(ClientCommand { request, acknowledged, account, command }) = self else {
+            for _ in 0..3 {
+                row.encoded(b"");
+            }
+            match self {
+                Self::View { primary, members } => {
+                    row.number(u64::from(primary.0));
+                    row.plain(format_members(members));
+                }
+                Self::Expire { before_unix_ms } => {
+                    row.number(*before_unix_ms);
+                    row.encoded(b"");
+                }
+                _ => {
+                    row.encoded(b"");
+                    row.encoded(b"");
+                }
+            }
+            row.encoded(b"");
+            return;
+        };
+        row.plain(request);
+        row.number(acknowledged.0);
+        if account.0 == *request {
+            row.encoded(b""); // A new account is named after the request that stands two fields before.
+        } else {
+            row.plain(account);
+        }
+        match command {
+            Command::Register { name, password, token } => {
+                row.text(name);
+                row.text(password);
+                row.plain(Hex(token));
+            }
+            Command::Login { password_generation, token } => {
+                row.number(u64::from(*password_generation));
+                row.encoded(b"");
+                row.plain(Hex(token));
+            }
+            Command::Logout { everywhere } => {
+                row.plain(if *everywhere { "everywhere" } else { "here" });
+                row.encoded(b"");
+                row.encoded(b"");
+            }
+            Command::DeleteAccount { password_generation } => {
+                row.number(u64::from(*password_generation));
+                row.encoded(b"");
+                row.encoded(b"");
+            }
+            Command::ChangePassword { password_generation, password } => {
+                row.number(u64::from(*password_generation));
+                row.text(password);
+                row.encoded(b"");
+            }
+            Command::Send { to, text } => {
+                row.plain(to);
+                row.text(text);
+                row.encoded(b"");
+            }
+            Command::Acknowledge { messages } | Command::Delete { messages } => {
+                row.encoded(b"");
+                row.plain(Joined(messages));
+                row.encoded(b"");
+            }
+        }
+    }
+
+    /// Reads an operation from its `kind` and the six fields that start at field `first`.
+    ///
+    /// # Errors
+    /// [`RowError::Field`] with the field that does not fit.
+    pub fn read_fields(kind: usize, first: usize, fields: &Fields) -> Result<Self, RowError> {
+        let [request, acknowledged, account, subject, text, extra] = std::array::from_fn(|at| first + at);
+        match fields.raw(kind) {
+            "view" => {
+                return Ok(Self::View {
+                    primary: ServerId(fields.value(subject, "a server's number")?),
+                    members: parse_members(fields.raw(text))
+                        .ok_or_else(|| fields.error(text, "members as SERVER:INCARNATION"))?,
+                });
+            }
+            "closed" => return Ok(Self::Closed),
+            "expire" => {
+                return Ok(Self::Expire {
+                    before_unix_ms: fields.value(subject, "milliseconds since 1970")?,
+                });
+            }
+            _ => {}
+        }
+        let request_id: RequestId = fields.value(request, "a request id")?;
+        let generation = || fields.value(subject, "a password generation");
+        let token =
+            || parse_hash(fields.raw(extra)).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
+        let messages = || {
+            fields
+                .raw(text)
+                .split_ascii_whitespace()
+                .map(|id| id.parse().map(MessageId))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| fields.error(text, "message ids"))
+        };
+        let command = match fields.raw(kind) {
+            "register" => Command::Register {
+                name: fields.text(subject)?,
+                password: fields.text(text)?,
+                token: token()?,
+            },
+            "login" => Command::Login { password_generation: generation()?, token: token()? },
+            "logout" => match fields.raw(subject) {
+                "everywhere" => Command::Logout { everywhere: true },
+                "here" => Command::Logout { everywhere: false },
+                _ => return Err(fields.error(subject, "here or everywhere")),
+            },
+            "delete_account" => Command::DeleteAccount { password_generation: generation()? },
+            "change_password" => {
+                Command::ChangePassword { password_generation: generation()?, password: fields.text(text)? }
+            }
+            "send" => Command::Send {
+                to: AccountId(fields.value(subject, "an account id")?),
+                text: fields.text(text)?,
+            },
+            "acknowledge" => Command::Acknowledge { messages: messages()? },
+            "delete" => Command::Delete { messages: messages()? },
+            _ => return Err(fields.error(kind, "the kind of an entry")),
+        };
+        Ok(Self::Command(ClientCommand {
+            request: request_id,
+            acknowledged: RequestNumber(fields.value(acknowledged, "a request number")?),
+            account: if fields.raw(account).is_empty() {
+                AccountId(request_id)
+            } else {
+                AccountId(fields.value(account, "an account id")?)
+            },
+            command,
+        }))
+    }
+}
+
+/// Members as `SERVER:INCARNATION`, separated by blanks.
+#[must_use]
+pub fn format_members(members: &[Member]) -> String {
+    members.iter().map(|m| format!("{}:{}", m.server, m.incarnation.0)).collect::<Vec<_>>().join(" ")
+}
+
+/// The reverse of [`format_members`].
+#[must_use]
+pub fn parse_members(text: &str) -> Option<Vec<Member>> {
+    text.split_ascii_whitespace()
+        .map(|member| {
+            let (server, incarnation) = member.split_once(':')?;
+            Some(Member {
+                server: ServerId(server.parse().ok()?),
+                incarnation: crate::types::Incarnation(incarnation.parse().ok()?),
+            })
+        })
+        .collect()
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Reads 32 bytes from 64 hexadecimal digits.
+pub(crate) fn parse_hash(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).ok()?;
+    }
+    Some(hash)
+}
+
+struct Joined<'a>(&'a [MessageId]);
+
+impl std::fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, id) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(" ")?;
+            }
+            id.fmt(f)?;
+        }
+        Ok(())
+    }
+}

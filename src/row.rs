@@ -1,0 +1,376 @@
+//! One CSV row: how a field is written and read, and the checksum that ends every row.
+//!
+//! RFC 4180, with two additions that keep one row on one line and a spreadsheet harmless: inside text, backslash,
+//! newline and carriage return are written `\\`, `\n`, `\r`; and text that begins with one of `= + - @ TAB '` is
+//! written with a leading `'`. The last field is the CRC-32 (IEEE) of the row's bytes before its comma, as eight
+//! lower-case hexadecimal digits.
+
+use std::fmt::{Display, Write as _};
+use std::str::FromStr;
+
+/// How many bytes the checksum takes at the end of a row, its comma included and its newline not.
+pub const CHECKSUM_BYTES: usize = 9;
+
+/// What is wrong with a row: a phrase of the form `what was found, what was expected`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The line is too short to end with a checksum, or does not end with one.
+    #[error("found no checksum at the end of the row, expected a comma and eight hexadecimal digits")]
+    NoChecksum,
+    /// The bytes do not match the checksum.
+    #[error("found crc {found}, expected {expected:08x}")]
+    Checksum {
+        /// What the row ends with.
+        found: String,
+        /// What its bytes amount to.
+        expected: u32,
+    },
+    /// The row does not have the number of fields its header says.
+    #[error("found {found} fields, expected {expected}")]
+    FieldCount {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+    /// A field is not UTF-8.
+    #[error("found bytes that are not UTF-8 in field {field}")]
+    Utf8 {
+        /// Which field, counted from 1.
+        field: usize,
+    },
+    /// A field can't be read as what it should be.
+    #[error("found {found:?} in field {field}, expected {expected}")]
+    Field {
+        /// Which field, counted from 1.
+        field: usize,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: &'static str,
+    },
+}
+
+/// Writes rows one after the other into one buffer.
+#[derive(Debug, Default)]
+pub struct RowWriter {
+    buffer: Vec<u8>,
+    row_start: usize,
+}
+
+impl RowWriter {
+    /// An empty buffer.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn separate(&mut self) {
+        if self.buffer.len() > self.row_start {
+            self.buffer.push(b',');
+        }
+    }
+
+    /// Appends a field that needs no quoting: a number, an id, a keyword. An empty one cannot be a row's first.
+    pub fn plain(&mut self, field: impl Display) {
+        self.separate();
+        // Writing into a vector can't fail; what is written is checked when it is read.
+        let _ = write!(Utf8Buffer(&mut self.buffer), "{field}");
+    }
+
+    /// Appends a decimal number; the hot path's form of [`RowWriter::plain`].
+    pub fn number(&mut self, number: u64) {
+        self.separate();
+        let mut digits = [0u8; 20];
+        let mut at = digits.len();
+        let mut rest = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + u8::try_from(rest % 10).expect("a digit");
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.buffer.extend_from_slice(&digits[at..]);
+    }
+
+    /// Appends a text field, escaped and quoted as this module's documentation says.
+    pub fn text(&mut self, text: &str) {
+        self.separate();
+        let bytes = text.as_bytes();
+        let guard = matches!(bytes.first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\''));
+        let quote = bytes.iter().any(|b| matches!(b, b',' | b'"'));
+        if quote {
+            self.buffer.push(b'"');
+        }
+        if guard {
+            self.buffer.push(b'\'');
+        }
+        for &byte in bytes {
+            match byte {
+                b'"' => self.buffer.extend_from_slice(b"\"\""),
+                b'\\' => self.buffer.extend_from_slice(b"\\\\"),
+                b'\n' => self.buffer.extend_from_slice(b"\\n"),
+                b'\r' => self.buffer.extend_from_slice(b"\\r"),
+                _ => self.buffer.push(byte),
+            }
+        }
+        if quote {
+            self.buffer.push(b'"');
+        }
+    }
+
+    /// Appends fields that are already encoded, separated by commas.
+    pub fn encoded(&mut self, fields: &[u8]) {
+        self.separate();
+        self.buffer.extend_from_slice(fields);
+    }
+
+    /// The bytes of the row being written.
+    #[must_use]
+    pub fn row(&self) -> &[u8] {
+        &self.buffer[self.row_start..]
+    }
+
+    /// Ends the row: appends its checksum and a newline.
+    pub fn end(&mut self) {
+        let crc = crc32fast::hash(self.row());
+        self.plain(format_args!("{crc:08x}"));
+        self.buffer.push(b'\n');
+        self.row_start = self.buffer.len();
+    }
+
+    /// How many bytes are written, the unfinished row included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Takes all bytes out and starts again.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
+        self.row_start = 0;
+        std::mem::take(&mut self.buffer)
+    }
+}
+
+struct Utf8Buffer<'a>(&'a mut Vec<u8>);
+
+impl std::fmt::Write for Utf8Buffer<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Checks the checksum of a row (without its newline) and gives the bytes before it.
+///
+/// # Errors
+/// [`RowError::NoChecksum`] or [`RowError::Checksum`].
+pub fn verify(line: &[u8]) -> Result<&[u8], RowError> {
+    let Some(length) = line.len().checked_sub(CHECKSUM_BYTES) else { return Err(RowError::NoChecksum) };
+    let (row, checksum) = line.split_at(length);
+    if checksum[0] != b',' || !checksum[1..].iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(RowError::NoChecksum);
+    }
+    let found = String::from_utf8_lossy(&checksum[1..]).into_owned();
+    let expected = crc32fast::hash(row);
+    if u32::from_str_radix(&found, 16) == Ok(expected) {
+        Ok(row)
+    } else {
+        Err(RowError::Checksum { found, expected })
+    }
+}
+
+/// The fields of one row; reused from row to row so that reading allocates nothing.
+#[derive(Debug)]
+pub struct Fields {
+    reader: csv_core::Reader,
+    buffer: Vec<u8>,
+    ends: Vec<usize>,
+    count: usize,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self { reader: csv_core::Reader::new(), buffer: vec![0; 1024], ends: vec![0; 16], count: 0 }
+    }
+}
+
+impl Fields {
+    /// Holds no row yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Splits a row (without its newline) into fields.
+    ///
+    /// # Errors
+    /// [`RowError::FieldCount`] unless there are `expected` fields; [`RowError::Utf8`].
+    pub fn parse(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
+        self.reader.reset();
+        self.count = 0;
+        if self.buffer.len() < row.len() + 1 {
+            self.buffer.resize(row.len() + 1, 0);
+        }
+        let (mut read, mut written, mut ended) = (0, 0, 0);
+        loop {
+            // An empty input tells the reader that the row ends here.
+            let (result, took, wrote, ends) =
+                self.reader.read_record(&row[read..], &mut self.buffer[written..], &mut self.ends[ended..]);
+            read += took;
+            written += wrote;
+            ended += ends;
+            match result {
+                csv_core::ReadRecordResult::InputEmpty => {}
+                csv_core::ReadRecordResult::OutputFull => self.buffer.resize(self.buffer.len() * 2, 0),
+                csv_core::ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
+                csv_core::ReadRecordResult::Record | csv_core::ReadRecordResult::End => break,
+            }
+        }
+        self.count = ended;
+        if read != row.len() || ended != expected {
+            return Err(RowError::FieldCount { found: ended, expected });
+        }
+        let mut start = 0;
+        for (at, &end) in self.ends[..ended].iter().enumerate() {
+            if std::str::from_utf8(&self.buffer[start..end]).is_err() {
+                return Err(RowError::Utf8 { field: at + 1 });
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// How many fields the row has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// A field as it stands in the row, unquoted; fields count from 0.
+    ///
+    /// # Panics
+    /// If the row has no such field: the number was checked by [`Fields::parse`].
+    #[must_use]
+    pub fn raw(&self, field: usize) -> &str {
+        assert!(field < self.count, "field {field} of a row of {}", self.count);
+        let start = if field == 0 { 0 } else { self.ends[field - 1] };
+        std::str::from_utf8(&self.buffer[start..self.ends[field]]).expect("checked when the row was parsed")
+    }
+
+    /// A text field, its escapes undone.
+    ///
+    /// # Errors
+    /// [`RowError::Field`] if a backslash is followed by anything but `\`, `n` or `r`.
+    pub fn text(&self, field: usize) -> Result<String, RowError> {
+        let raw = self.raw(field);
+        let raw = raw.strip_prefix('\'').unwrap_or(raw);
+        let mut text = String::with_capacity(raw.len());
+        let mut chars = raw.chars();
+        while let Some(c) = chars.next() {
+            if c != '\\' {
+                text.push(c);
+                continue;
+            }
+            match chars.next() {
+                Some('\\') => text.push('\\'),
+                Some('n') => text.push('\n'),
+                Some('r') => text.push('\r'),
+                _ => return Err(self.error(field, "\\\\, \\n or \\r after a backslash")),
+            }
+        }
+        Ok(text)
+    }
+
+    /// A field that reads as a `T`.
+    ///
+    /// # Errors
+    /// [`RowError::Field`], naming `expected`.
+    pub fn value<T: FromStr>(&self, field: usize, expected: &'static str) -> Result<T, RowError> {
+        self.raw(field).parse().map_err(|_| self.error(field, expected))
+    }
+
+    /// An error about a field of this row.
+    #[must_use]
+    pub fn error(&self, field: usize, expected: &'static str) -> RowError {
+        RowError::Field { field: field + 1, found: self.raw(field).chars().take(80).collect(), expected }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(texts: &[String]) -> Vec<u8> {
+        let mut writer = RowWriter::new();
+        writer.plain("x");
+        for text in texts {
+            writer.text(text);
+        }
+        writer.end();
+        writer.take()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_back_and_stays_on_one_line(texts in prop::collection::vec(".*", 0..6)) {
+            let line = written(&texts);
+            prop_assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1);
+            let row = verify(&line[..line.len() - 1]).unwrap();
+            let mut fields = Fields::new();
+            fields.parse(row, texts.len() + 1).unwrap();
+            for (at, text) in texts.iter().enumerate() {
+                prop_assert_eq!(&fields.text(at + 1).unwrap(), text);
+            }
+        }
+
+        #[test]
+        fn an_ordinary_csv_reader_sees_the_same_fields(texts in prop::collection::vec("[a-z,\" ]{0,9}", 1..5)) {
+            let line = written(&texts);
+            let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&line[..]);
+            let record = reader.records().next().unwrap().unwrap();
+            prop_assert_eq!(record.len(), texts.len() + 2);
+            for (at, text) in texts.iter().enumerate() {
+                prop_assert_eq!(&record[at + 1], text.as_str());
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_noticed(text in "[a-z,]{0,20}", at in any::<prop::sample::Index>(), bit in 0..8u32) {
+            let mut line = written(&[text]);
+            line.pop();
+            let at = at.index(line.len());
+            line[at] ^= 1 << bit;
+            prop_assert!(verify(&line).is_err());
+        }
+    }
+
+    #[test]
+    fn formulas_are_defused() {
+        let line = written(&["=1+1".into(), "'quoted".into(), "plain".into()]);
+        assert!(line.starts_with(b"x,'=1+1,''quoted,plain,"));
+    }
+
+    #[test]
+    fn an_empty_row_has_no_fields() {
+        let mut fields = Fields::new();
+        assert_eq!(fields.parse(b"", 1), Err(RowError::FieldCount { found: 0, expected: 1 }));
+        assert_eq!(verify(b"short"), Err(RowError::NoChecksum));
+    }
+}
