@@ -1,6 +1,13 @@
 //! The replicated state machine: accounts, mailboxes, sessions. Commands in, replies out; deterministic.
 
 pub mod command;
+mod restore;
+mod tables;
+mod validate;
+
+pub use restore::Restore;
+pub use tables::{Slice, Table};
+pub use validate::{valid_name, valid_password, valid_text};
 
 use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId, RequestNumber};
 use command::{AccountPage, MessagePage, MessageView, Operation, Outcome, Reply, TokenHash};
@@ -42,34 +49,8 @@ pub enum Known {
     New,
 }
 
-/// A table of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Table {
-    /// `user_table.csv`: accounts.
-    Users,
-    /// `queued_messages.csv`: messages that wait for their recipient.
-    Queued,
-    /// `delivered_messages.csv`: messages that their recipient has.
-    Delivered,
-    /// `sessions.csv`: sessions.
-    Sessions,
-    /// `replies.csv`: the replies that sessions store.
-    Replies,
-}
-
-/// Some rows of a checkpoint, in the order of their table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// Which table.
-    pub table: Table,
-    /// Whole lines with checksums and newlines, without the table's header.
-    pub rows: Vec<u8>,
-    /// How many lines.
-    pub count: u64,
-}
-
 /// The state as of one index.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct State {}
 
 #[allow(unused_variables, clippy::todo, missing_docs)]
