@@ -1,0 +1,237 @@
+//! Accounts, their names, and the short handles that messages name them by.
+
+use std::collections::BTreeMap;
+
+use super::Account;
+use super::command::DELETED_NAME;
+use super::table::SnapshotTable;
+use crate::types::AccountId;
+
+/// A short name for an account within this process. Which number an account has differs between servers and so never
+/// leaves the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Handle(u32);
+
+impl Handle {
+    /// Stands for all deleted accounts together.
+    pub(super) const DELETED: Self = Self(0);
+}
+
+/// An account's row.
+#[derive(Clone, Debug)]
+pub(super) struct AccountRow {
+    pub(super) account: Account,
+    pub(super) handle: Handle,
+}
+
+/// What a handle stands for.
+#[derive(Clone, Debug)]
+struct Slot {
+    id: AccountId,
+    /// Whether the account exists. A deleted one keeps its handle while messages name it.
+    live: bool,
+    /// How often messages name it: as sender and as recipient.
+    mentions: u64,
+    /// How many messages wait for it.
+    waiting: u64,
+}
+
+/// How many messages name an account, and how many wait for it, counted afresh for a check.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) mentions: BTreeMap<Handle, u64>,
+    pub(super) waiting: BTreeMap<Handle, u64>,
+}
+
+/// All accounts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Directory {
+    pub(super) accounts: SnapshotTable<AccountId, AccountRow>,
+    /// By name in lower case.
+    pub(super) names: BTreeMap<Box<str>, AccountId>,
+    /// Deleted accounts that messages still name.
+    deleted: BTreeMap<AccountId, Handle>,
+    /// By handle; the one of [`Handle::DELETED`] is left out.
+    slots: Vec<Slot>,
+    /// Handles that stand for nothing any more.
+    released: Vec<Handle>,
+    bytes: u64,
+}
+
+impl Directory {
+    /// The account with this name, in whatever case.
+    pub(super) fn named(&self, name: &str) -> Option<AccountId> {
+        self.names.get(name.to_ascii_lowercase().as_str()).copied()
+    }
+
+    /// The handle of an existing account.
+    pub(super) fn handle(&self, id: AccountId) -> Option<Handle> {
+        self.accounts.row(id).map(|row| row.handle)
+    }
+
+    /// Whether an account has this id, or a message names one that had.
+    pub(super) fn knows(&self, id: AccountId) -> bool {
+        self.accounts.contains(id) || self.deleted.contains_key(&id)
+    }
+
+    fn slot(&self, handle: Handle) -> &Slot {
+        &self.slots[handle.0 as usize - 1]
+    }
+
+    fn slot_mut(&mut self, handle: Handle) -> &mut Slot {
+        &mut self.slots[handle.0 as usize - 1]
+    }
+
+    /// The id that a handle stands for; also that of a deleted account.
+    pub(super) fn id(&self, handle: Handle) -> AccountId {
+        self.slot(handle).id
+    }
+
+    /// Whether a handle's account exists.
+    pub(super) fn is_live(&self, handle: Handle) -> bool {
+        self.slot(handle).live
+    }
+
+    /// An account's name, or what is shown in its place.
+    pub(super) fn name(&self, handle: Handle) -> &str {
+        let slot = self.slot(handle);
+        if !slot.live {
+            return DELETED_NAME;
+        }
+        &self.accounts.row(slot.id).expect("a live handle has an account").account.name
+    }
+
+    /// How many messages wait for an account.
+    pub(super) fn waiting(&self, handle: Handle) -> u64 {
+        self.slot(handle).waiting
+    }
+
+    /// Roughly how many bytes the accounts take in a checkpoint.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds an account whose id and name are new. `reuse`: released handles may be given out again, since no
+    /// checkpoint under way has yet to write rows that name what they stood for.
+    pub(super) fn add(&mut self, id: AccountId, account: Account, reuse: bool) {
+        assert!(!self.knows(id), "account {id} is added twice");
+        let handle = self.allocate(Slot { id, live: true, mentions: 0, waiting: 0 }, reuse);
+        self.bytes += row_bytes(&account);
+        let earlier = self.names.insert(account.name.to_ascii_lowercase().into(), id);
+        assert_eq!(earlier, None, "the name {:?} is given twice", account.name);
+        self.accounts.insert(id, AccountRow { account, handle });
+    }
+
+    /// The handle of a deleted account that messages of a checkpoint name.
+    pub(super) fn restore_deleted(&mut self, id: AccountId) -> Handle {
+        if let Some(handle) = self.deleted.get(&id) {
+            return *handle;
+        }
+        let handle = self.allocate(Slot { id, live: false, mentions: 0, waiting: 0 }, true);
+        self.deleted.insert(id, handle);
+        handle
+    }
+
+    fn allocate(&mut self, slot: Slot, reuse: bool) -> Handle {
+        if reuse && let Some(handle) = self.released.pop() {
+            *self.slot_mut(handle) = slot;
+            return handle;
+        }
+        self.slots.push(slot);
+        Handle(u32::try_from(self.slots.len()).expect("fewer than 2^32 accounts fit into memory"))
+    }
+
+    /// Takes an account out; its messages must have been dealt with.
+    pub(super) fn remove(&mut self, id: AccountId) {
+        let row = self.accounts.remove(id).expect("only an account that exists is removed");
+        self.bytes -= row_bytes(&row.account);
+        self.names.remove(row.account.name.to_ascii_lowercase().as_str());
+        let slot = self.slot_mut(row.handle);
+        assert_eq!(slot.waiting, 0, "messages wait for the deleted account {id}");
+        slot.live = false;
+        if slot.mentions == 0 {
+            self.released.push(row.handle);
+        } else {
+            self.deleted.insert(id, row.handle);
+        }
+    }
+
+    /// Replaces an account's password.
+    pub(super) fn replace_password(&mut self, id: AccountId, password: &str) {
+        let row = self.accounts.row_mut(id).expect("the account was checked to exist");
+        self.bytes -= row_bytes(&row.account);
+        row.account.password = password.to_owned();
+        row.account.password_generation += 1;
+        self.bytes += row_bytes(&row.account);
+    }
+
+    /// Counts a message that names the account.
+    pub(super) fn mention(&mut self, handle: Handle) {
+        self.slot_mut(handle).mentions += 1;
+    }
+
+    /// A message that named the account is gone. The last one takes a deleted account's handle with it.
+    pub(super) fn forget_mention(&mut self, handle: Handle) {
+        let slot = self.slot_mut(handle);
+        slot.mentions -= 1;
+        if slot.mentions == 0 && !slot.live {
+            let id = slot.id;
+            self.deleted.remove(&id);
+            self.released.push(handle);
+        }
+    }
+
+    /// Counts a message that waits for the account.
+    pub(super) fn count_waiting(&mut self, handle: Handle) {
+        self.slot_mut(handle).waiting += 1;
+    }
+
+    /// A message no longer waits for the account.
+    pub(super) fn uncount_waiting(&mut self, handle: Handle) {
+        self.slot_mut(handle).waiting -= 1;
+    }
+
+    /// Compares what is kept in several places.
+    pub(super) fn check(&self, Counts { mentions, waiting }: &Counts) -> Result<(), String> {
+        let mut bytes = 0;
+        for (id, row) in self.accounts.iter() {
+            let slot = self.slot(row.handle);
+            if !slot.live || slot.id != id {
+                return Err(format!("account {id} has the handle of {slot:?}"));
+            }
+            if self.named(&row.account.name) != Some(id) {
+                return Err(format!("account {id} can't be found by its name {:?}", row.account.name));
+            }
+            bytes += row_bytes(&row.account);
+        }
+        if self.names.len() != self.accounts.len() || bytes != self.bytes {
+            return Err(format!(
+                "{} names for {} accounts, {} bytes instead of {bytes}",
+                self.names.len(),
+                self.accounts.len(),
+                self.bytes
+            ));
+        }
+        for (id, handle) in &self.deleted {
+            let slot = self.slot(*handle);
+            if slot.live || slot.id != *id || slot.mentions == 0 {
+                return Err(format!("deleted account {id} has the handle of {slot:?}"));
+            }
+        }
+        if self.slots.len() != self.accounts.len() + self.deleted.len() + self.released.len() {
+            return Err(format!("{} handles, {} released", self.slots.len(), self.released.len()));
+        }
+        for (at, slot) in self.slots.iter().enumerate() {
+            let handle = Handle(u32::try_from(at + 1).expect("there are fewer handles"));
+            let counted = |counts: &BTreeMap<Handle, u64>| counts.get(&handle).copied().unwrap_or(0);
+            if slot.mentions != counted(mentions) || slot.waiting != counted(waiting) {
+                return Err(format!("{slot:?} is named {} times", counted(mentions)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn row_bytes(account: &Account) -> u64 {
+    (account.name.len() + account.password.len() + 60) as u64
+}

@@ -1,0 +1,240 @@
+//! What each operation does to the state. Everything that depends on the state is validated here, so that all servers
+//! decide alike (N3).
+
+use sha2::{Digest, Sha256};
+
+use super::command::{ClientCommand, Command, Operation, Outcome, Refusal, Reply, TokenHash};
+use super::mailboxes::Message;
+use super::{Account, Known, Session, State};
+use crate::config::MAILBOX_MESSAGES_MAX;
+use crate::row::RowWriter;
+use crate::types::{AccountId, LogIndex, MessageId, RequestId};
+
+/// An entry's own facts, as the commands need them.
+#[derive(Clone, Copy)]
+struct Stamp {
+    /// The entry's index: where a message stands in the order of all messages.
+    order: u64,
+    /// When the primary took the command in.
+    unix_ms: u64,
+}
+
+impl State {
+    /// Applies the entry after the last applied one. `chain` is the entry's chain: it goes into the digest.
+    ///
+    /// # Panics
+    /// If the entry is not the next one.
+    pub fn apply(&mut self, index: LogIndex, unix_ms: u64, chain: u32, operation: &Operation) -> Outcome {
+        assert_eq!(index, self.index.next(), "entries are applied one after the other");
+        let mut outcome = Outcome { reply: None, queued: None, ended: Vec::new() };
+        match operation {
+            Operation::View { .. } | Operation::Closed => {}
+            Operation::Expire { before_unix_ms } => {
+                self.sessions.end_unused_since(*before_unix_ms, &mut outcome.ended);
+            }
+            Operation::Command(command) => {
+                let reply = self.apply_command(Stamp { order: index.0, unix_ms }, command, &mut outcome);
+                outcome.reply = Some(reply);
+            }
+        }
+        self.index = index;
+        self.digest = digest_after(&self.digest, chain, outcome.reply.as_ref());
+        outcome
+    }
+
+    /// Carries out a command unless its session knows it already (N2), and records its reply there.
+    fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
+        let ClientCommand { request, account, .. } = entered;
+        if self.sessions.belongs(request.client, *account) {
+            match self.sessions.known(*request) {
+                Known::Applied(reply) => return reply,
+                Known::Forgotten => return Reply::Refused(Refusal::SessionExpired),
+                Known::New => {}
+            }
+        }
+        let reply = self.carry_out(stamp, entered, outcome).unwrap_or_else(Reply::Refused);
+        if self.sessions.belongs(request.client, *account) {
+            self.sessions.record(*request, entered.acknowledged, stamp.unix_ms, &reply);
+        }
+        reply
+    }
+
+    fn carry_out(
+        &mut self,
+        stamp: Stamp,
+        entered: &ClientCommand,
+        outcome: &mut Outcome,
+    ) -> Result<Reply, Refusal> {
+        let (request, account) = (entered.request, entered.account);
+        match &entered.command {
+            Command::Register { name, password, token } => {
+                return self.register(stamp, request, name, password, *token, outcome);
+            }
+            Command::Login { password_generation, token } => {
+                return self.log_in(stamp, request, account, *password_generation, *token, outcome);
+            }
+            _ => {}
+        }
+        if !self.sessions.belongs(request.client, account) {
+            return Err(Refusal::SessionExpired);
+        }
+        match &entered.command {
+            Command::Register { .. } | Command::Login { .. } => unreachable!("they are dealt with above"),
+            Command::Logout { everywhere } => {
+                if *everywhere {
+                    self.sessions.end_all(account, None, &mut outcome.ended);
+                } else {
+                    self.sessions.end(request.client, &mut outcome.ended);
+                }
+                Ok(Reply::LoggedOut)
+            }
+            Command::DeleteAccount { password_generation } => {
+                self.delete_account(account, *password_generation, outcome)
+            }
+            Command::ChangePassword { password_generation, password } => {
+                self.check_generation(account, *password_generation)?;
+                self.directory.replace_password(account, password);
+                self.sessions.end_all(account, Some(request.client), &mut outcome.ended);
+                Ok(Reply::PasswordChanged)
+            }
+            Command::Send { to, text } => self.send(stamp, request, account, *to, text, outcome),
+            Command::Acknowledge { messages } => Ok(self.acknowledge(account, messages)),
+            Command::Delete { messages } => self.delete_messages(account, messages),
+        }
+    }
+
+    fn register(
+        &mut self,
+        stamp: Stamp,
+        request: RequestId,
+        name: &str,
+        password: &str,
+        token: TokenHash,
+        outcome: &mut Outcome,
+    ) -> Result<Reply, Refusal> {
+        if self.directory.named(name).is_some() {
+            return Err(Refusal::NameTaken);
+        }
+        let id = AccountId(request);
+        // An id that messages still name must not come back either: the new account would inherit them.
+        if self.sessions.session(request.client).is_some() || self.directory.knows(id) {
+            return Err(Refusal::ClientIdTaken);
+        }
+        let account = Account {
+            name: name.to_owned(),
+            password: password.to_owned(),
+            password_generation: 0,
+            created_unix_ms: stamp.unix_ms,
+        };
+        self.directory.add(id, account, self.emission.is_none());
+        self.sessions.open(request, id, token, stamp.unix_ms, &mut outcome.ended);
+        Ok(Reply::Registered { account: id })
+    }
+
+    fn log_in(
+        &mut self,
+        stamp: Stamp,
+        request: RequestId,
+        account: AccountId,
+        password_generation: u32,
+        token: TokenHash,
+        outcome: &mut Outcome,
+    ) -> Result<Reply, Refusal> {
+        self.check_generation(account, password_generation)?;
+        // A client id belongs to the account that used it first (X1).
+        let other = |session: &Session| session.account != account;
+        if self.sessions.session(request.client).is_some_and(other) {
+            return Err(Refusal::ClientIdTaken);
+        }
+        self.sessions.open(request, account, token, stamp.unix_ms, &mut outcome.ended);
+        Ok(Reply::LoggedIn { account, waiting: self.waiting_count(account) })
+    }
+
+    /// The password was checked before the entry existed; meanwhile another may have taken its place.
+    fn check_generation(&self, account: AccountId, password_generation: u32) -> Result<(), Refusal> {
+        let found = self.account(account).ok_or(Refusal::NoSuchAccount)?.password_generation;
+        if found == password_generation { Ok(()) } else { Err(Refusal::PasswordChanged) }
+    }
+
+    fn delete_account(
+        &mut self,
+        account: AccountId,
+        password_generation: u32,
+        outcome: &mut Outcome,
+    ) -> Result<Reply, Refusal> {
+        self.check_generation(account, password_generation)?;
+        let handle = self.directory.handle(account).ok_or(Refusal::NoSuchAccount)?;
+        self.sessions.end_all(account, None, &mut outcome.ended);
+        self.mailboxes.remove_owner(&mut self.directory, handle);
+        self.directory.remove(account);
+        Ok(Reply::AccountDeleted)
+    }
+
+    fn send(
+        &mut self,
+        stamp: Stamp,
+        request: RequestId,
+        sender: AccountId,
+        recipient: AccountId,
+        text: &str,
+        outcome: &mut Outcome,
+    ) -> Result<Reply, Refusal> {
+        let from = self.directory.handle(sender).ok_or(Refusal::SessionExpired)?;
+        let to = self.directory.handle(recipient).ok_or(Refusal::NoSuchAccount)?;
+        if self.directory.waiting(to) >= MAILBOX_MESSAGES_MAX as u64 {
+            return Err(Refusal::MailboxFull);
+        }
+        let id = MessageId(request);
+        // Only a client that gave a number of an earlier session to another message gets here: what was sent under
+        // this id can't be told from what is sent now, so "sent" would be a lie.
+        if self.mailboxes.order(id).is_some() {
+            return Err(Refusal::ClientIdTaken);
+        }
+        let message = Message { id, from, to, unix_ms: stamp.unix_ms, text: text.into() };
+        self.mailboxes.add(&mut self.directory, stamp.order, message, false);
+        outcome.queued = Some((recipient, id));
+        Ok(Reply::Sent { message: id, unix_ms: stamp.unix_ms })
+    }
+
+    /// Takes out of the mailbox what waits for this account among `messages` (X4).
+    fn acknowledge(&mut self, account: AccountId, messages: &[MessageId]) -> Reply {
+        let owner = self.directory.handle(account);
+        let mut count = 0;
+        for id in messages {
+            let Some(order) = self.mailboxes.order(*id) else { continue };
+            if self.mailboxes.queued.row(order).is_some_and(|message| Some(message.to) == owner) {
+                self.mailboxes.deliver(&mut self.directory, order);
+                count += 1;
+            }
+        }
+        Reply::Acknowledged { count }
+    }
+
+    fn delete_messages(&mut self, account: AccountId, messages: &[MessageId]) -> Result<Reply, Refusal> {
+        let owner = self.directory.handle(account);
+        let mut count = 0;
+        for id in messages {
+            let Some(order) = self.mailboxes.order(*id) else { continue };
+            let (message, _) = self.mailboxes.message(order).expect("every id has a message");
+            if Some(message.from) == owner || Some(message.to) == owner {
+                self.mailboxes.remove(&mut self.directory, order);
+                count += 1;
+            }
+        }
+        if count == 0 { Err(Refusal::NoSuchMessage) } else { Ok(Reply::Deleted { count }) }
+    }
+}
+
+/// The digest after an entry: SHA-256 over the digest before it, the entry's chain (big-endian), and the reply's
+/// fields as in `replies.csv`, if there is a reply.
+fn digest_after(previous: &[u8; 32], chain: u32, reply: Option<&Reply>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(previous);
+    hash.update(chain.to_be_bytes());
+    if let Some(reply) = reply {
+        let mut row = RowWriter::new();
+        reply.write_fields(&mut row);
+        hash.update(row.row());
+    }
+    hash.finalize().into()
+}

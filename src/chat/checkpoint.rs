@@ -1,0 +1,161 @@
+//! The tables of a checkpoint: their files, their columns, their rows.
+//!
+//! A row holds nothing that differs between servers (D6): accounts are named by their ids, and rows stand in the order
+//! of their keys. Times are milliseconds since 1970. An account that a message names and `user_table.csv` does not
+//! have was deleted; ids never come back.
+
+use super::State;
+use super::accounts::AccountRow;
+use super::command::Hex;
+use super::mailboxes::Message;
+use crate::row::RowWriter;
+
+/// A table of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `user_table.csv`: accounts, in the order of their ids.
+    Users,
+    /// `queued_messages.csv`: messages that wait for their recipient, oldest first.
+    Queued,
+    /// `delivered_messages.csv`: messages that their recipient has, oldest first.
+    Delivered,
+    /// `sessions.csv`: sessions, in the order of their client ids.
+    Sessions,
+    /// `replies.csv`: the replies that sessions store, in the order of client ids and request numbers.
+    Replies,
+}
+
+impl Table {
+    /// All tables, in the order in which they are written and read: references point to earlier ones.
+    pub const ALL: [Self; 5] = [Self::Users, Self::Queued, Self::Delivered, Self::Sessions, Self::Replies];
+
+    /// The file's name in a checkpoint's directory.
+    #[must_use]
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Users => "user_table.csv",
+            Self::Queued => "queued_messages.csv",
+            Self::Delivered => "delivered_messages.csv",
+            Self::Sessions => "sessions.csv",
+            Self::Replies => "replies.csv",
+        }
+    }
+
+    /// The names of the columns, without the checksum's.
+    #[must_use]
+    pub const fn header(self) -> &'static [&'static str] {
+        match self {
+            Self::Users => &["id", "name", "password", "password_generation", "created_ms"],
+            Self::Queued | Self::Delivered => &["id", "order", "from", "to", "time_ms", "text"],
+            Self::Sessions => &["client", "account", "token", "acknowledged", "last_used_ms"],
+            Self::Replies => &["client", "number", "reply", "subject", "value"],
+        }
+    }
+}
+
+/// Some rows of a checkpoint, in the order of their table. A table without rows has one slice without rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Which table.
+    pub table: Table,
+    /// Whole lines with checksums and newlines, without the table's header.
+    pub rows: Vec<u8>,
+    /// How many lines.
+    pub count: u64,
+}
+
+/// How far the checkpoint under way has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Emission {
+    /// The place in [`Table::ALL`] of the table whose rows come next.
+    table: usize,
+    /// Whether that table has had a slice.
+    begun: bool,
+}
+
+impl State {
+    /// From now on slices show the state as it is now, whatever is applied meanwhile. A checkpoint under way is given
+    /// up.
+    pub fn begin_checkpoint(&mut self) {
+        self.directory.accounts.begin();
+        self.mailboxes.queued.begin();
+        self.mailboxes.delivered.begin();
+        self.sessions.sessions.begin();
+        self.sessions.replies.begin();
+        self.emission = Some(Emission::default());
+    }
+
+    /// Gives up the checkpoint under way, if there is one: what was set aside for it is freed.
+    pub fn abandon_checkpoint(&mut self) {
+        self.directory.accounts.abandon();
+        self.mailboxes.queued.abandon();
+        self.mailboxes.delivered.abandon();
+        self.sessions.sessions.abandon();
+        self.sessions.replies.abandon();
+        self.emission = None;
+    }
+
+    /// The next rows of the checkpoint under way, at most `rows_max` (at least 1); none when it is finished.
+    ///
+    /// All slices of a table put together are the same bytes for equal states, however they are cut.
+    pub fn next_slice(&mut self, rows_max: usize) -> Option<Slice> {
+        let rows_max = rows_max.max(1);
+        loop {
+            let Emission { table: at, begun } = self.emission?;
+            let Some(table) = Table::ALL.get(at).copied() else {
+                self.emission = None;
+                return None;
+            };
+            let mut rows = RowWriter::new();
+            let count = self.write_rows(table, rows_max, &mut rows);
+            self.emission = Some(if count < rows_max {
+                Emission { table: at + 1, begun: false }
+            } else {
+                Emission { table: at, begun: true }
+            });
+            if count > 0 || !begun {
+                return Some(Slice { table, rows: rows.take(), count: count as u64 });
+            }
+        }
+    }
+
+    /// Writes the next rows of one table; gives how many.
+    fn write_rows(&mut self, table: Table, rows_max: usize, row: &mut RowWriter) -> usize {
+        let directory = &self.directory;
+        let mut write_message = |order: u64, message: &Message| {
+            row.plain(message.id);
+            row.number(order);
+            row.plain(directory.id(message.from));
+            row.plain(directory.id(message.to));
+            row.number(message.unix_ms);
+            row.text(&message.text);
+            row.end();
+        };
+        match table {
+            Table::Queued => self.mailboxes.queued.show_next(rows_max, write_message),
+            Table::Delivered => self.mailboxes.delivered.show_next(rows_max, &mut write_message),
+            Table::Users => self.directory.accounts.show_next(rows_max, |id, AccountRow { account, .. }| {
+                row.plain(id);
+                row.text(&account.name);
+                row.text(&account.password);
+                row.number(u64::from(account.password_generation));
+                row.number(account.created_unix_ms);
+                row.end();
+            }),
+            Table::Sessions => self.sessions.sessions.show_next(rows_max, |client, session| {
+                row.plain(client);
+                row.plain(session.account);
+                row.plain(Hex(&session.token));
+                row.number(session.acknowledged.0);
+                row.number(session.last_used_unix_ms);
+                row.end();
+            }),
+            Table::Replies => self.sessions.replies.show_next(rows_max, |request, reply| {
+                row.plain(request.client);
+                row.number(request.number.0);
+                reply.write_fields(row);
+                row.end();
+            }),
+        }
+    }
+}

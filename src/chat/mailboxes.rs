@@ -1,0 +1,198 @@
+//! Messages, and the orders in which they are looked up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::accounts::{Counts, Directory, Handle};
+use super::table::SnapshotTable;
+use crate::types::MessageId;
+
+/// A message. Its key, its *order*, is the index of the entry that sent it.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) id: MessageId,
+    pub(super) from: Handle,
+    pub(super) to: Handle,
+    pub(super) unix_ms: u64,
+    pub(super) text: Box<str>,
+}
+
+/// All messages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mailboxes {
+    /// Those that wait for their recipient.
+    pub(super) queued: SnapshotTable<u64, Message>,
+    /// Those that their recipient has.
+    pub(super) delivered: SnapshotTable<u64, Message>,
+    ids: BTreeMap<MessageId, u64>,
+    /// The queued ones by recipient.
+    waiting: BTreeSet<(Handle, u64)>,
+    /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
+    conversations: BTreeSet<(Handle, Handle, u64)>,
+    /// Which two existing accounts have a conversation, both ways round.
+    partners: BTreeSet<(Handle, Handle)>,
+    bytes: u64,
+}
+
+impl Mailboxes {
+    /// The order of a message.
+    pub(super) fn order(&self, id: MessageId) -> Option<u64> {
+        self.ids.get(&id).copied()
+    }
+
+    /// A message, and whether it is delivered.
+    pub(super) fn message(&self, order: u64) -> Option<(&Message, bool)> {
+        match self.queued.row(order) {
+            Some(message) => Some((message, false)),
+            None => self.delivered.row(order).map(|message| (message, true)),
+        }
+    }
+
+    /// The orders of what waits for an account, above `after`, oldest first.
+    pub(super) fn waiting(&self, recipient: Handle, after: u64) -> impl Iterator<Item = u64> {
+        let first = after.saturating_add(1);
+        self.waiting.range((recipient, first)..=(recipient, u64::MAX)).map(|(_, order)| *order)
+    }
+
+    /// The orders of what two accounts exchanged, below `before`, latest first. `with` may be [`Handle::DELETED`].
+    pub(super) fn exchanged(&self, owner: Handle, with: Handle, before: u64) -> impl Iterator<Item = u64> {
+        let (low, high) = (owner.min(with), owner.max(with));
+        self.conversations.range((low, high, 0)..(low, high, before)).rev().map(|(_, _, order)| *order)
+    }
+
+    /// How many messages there are.
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Roughly how many bytes the messages take in a checkpoint.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds a message with a new id and a new order.
+    pub(super) fn add(&mut self, directory: &mut Directory, order: u64, message: Message, delivered: bool) {
+        let earlier = self.ids.insert(message.id, order);
+        assert_eq!(earlier, None, "message {} is added twice", message.id);
+        directory.mention(message.from);
+        directory.mention(message.to);
+        let (low, high) = conversation(directory, &message);
+        self.conversations.insert((low, high, order));
+        if low != Handle::DELETED {
+            self.partners.insert((low, high));
+            self.partners.insert((high, low));
+        }
+        self.bytes += row_bytes(&message);
+        if delivered {
+            self.delivered.insert(order, message);
+        } else {
+            self.waiting.insert((message.to, order));
+            directory.count_waiting(message.to);
+            self.queued.insert(order, message);
+        }
+    }
+
+    /// The recipient has a message: it no longer waits.
+    pub(super) fn deliver(&mut self, directory: &mut Directory, order: u64) {
+        let message = self.queued.remove(order).expect("only a queued message is delivered");
+        self.waiting.remove(&(message.to, order));
+        directory.uncount_waiting(message.to);
+        self.delivered.insert(order, message);
+    }
+
+    /// Takes a message out, for both sides.
+    pub(super) fn remove(&mut self, directory: &mut Directory, order: u64) {
+        let message = if let Some(message) = self.queued.remove(order) {
+            self.waiting.remove(&(message.to, order));
+            directory.uncount_waiting(message.to);
+            message
+        } else {
+            self.delivered.remove(order).expect("only a message that exists is removed")
+        };
+        self.ids.remove(&message.id);
+        self.bytes -= row_bytes(&message);
+        let (low, high) = conversation(directory, &message);
+        self.conversations.remove(&(low, high, order));
+        if low != Handle::DELETED && self.exchanged(low, high, u64::MAX).next().is_none() {
+            self.partners.remove(&(low, high));
+            self.partners.remove(&(high, low));
+        }
+        directory.forget_mention(message.from);
+        directory.forget_mention(message.to);
+    }
+
+    /// Before an account goes: takes out what waits for it and what nobody else can see, and puts the rest where the
+    /// others find it under `[deleted]`. Costs as much as the account has messages.
+    pub(super) fn remove_owner(&mut self, directory: &mut Directory, owner: Handle) {
+        let mut gone: Vec<u64> = self.waiting(owner, 0).collect();
+        gone.extend(self.exchanged(owner, Handle::DELETED, u64::MAX));
+        // What it sent to itself and has acknowledged; what still waits is named above.
+        gone.extend(self.exchanged(owner, owner, u64::MAX).filter(|order| self.delivered.contains(*order)));
+        for order in gone {
+            self.remove(directory, order);
+        }
+        let partners: Vec<Handle> = self
+            .partners
+            .range((owner, Handle::DELETED)..)
+            .map_while(|(a, b)| (*a == owner).then_some(*b))
+            .collect();
+        for partner in partners {
+            let (low, high) = (owner.min(partner), owner.max(partner));
+            let kept: Vec<u64> = self.exchanged(low, high, u64::MAX).collect();
+            for order in kept {
+                self.conversations.remove(&(low, high, order));
+                self.conversations.insert((Handle::DELETED, partner, order));
+            }
+            self.partners.remove(&(low, high));
+            self.partners.remove(&(high, low));
+        }
+    }
+
+    /// Compares what is kept in several places; gives the counts that the accounts must have.
+    pub(super) fn check(&self, directory: &Directory) -> Result<Counts, String> {
+        let mut counts = Counts::default();
+        let (mut ids, mut waiting) = (BTreeMap::new(), BTreeSet::new());
+        let (mut conversations, mut partners, mut bytes) = (BTreeSet::new(), BTreeSet::new(), 0);
+        for (order, message) in self.queued.iter() {
+            waiting.insert((message.to, order));
+            *counts.waiting.entry(message.to).or_default() += 1;
+        }
+        for (order, message) in self.queued.iter().chain(self.delivered.iter()) {
+            ids.insert(message.id, order);
+            *counts.mentions.entry(message.from).or_default() += 1;
+            *counts.mentions.entry(message.to).or_default() += 1;
+            let (low, high) = conversation(directory, message);
+            if high == Handle::DELETED {
+                return Err(format!("message {} has no existing account", message.id));
+            }
+            conversations.insert((low, high, order));
+            if low != Handle::DELETED {
+                partners.extend([(low, high), (high, low)]);
+            }
+            bytes += row_bytes(message);
+        }
+        for (same, what) in [
+            (self.queued.len() + self.delivered.len() == ids.len(), "ids differ from messages"),
+            (ids == self.ids, "ids differ"),
+            (waiting == self.waiting, "waiting messages differ"),
+            (conversations == self.conversations, "conversations differ"),
+            (partners == self.partners, "partners differ"),
+            (bytes == self.bytes, "bytes of messages differ"),
+        ] {
+            if !same {
+                return Err(what.to_owned());
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// Under which two handles a message is found, the lower one first.
+fn conversation(directory: &Directory, message: &Message) -> (Handle, Handle) {
+    let [a, b] = [message.from, message.to]
+        .map(|handle| if directory.is_live(handle) { handle } else { Handle::DELETED });
+    (a.min(b), a.max(b))
+}
+
+fn row_bytes(message: &Message) -> u64 {
+    (message.text.len() + 110) as u64
+}

@@ -1,0 +1,188 @@
+//! Sessions and the replies that they store: what makes a retry harmless (N2, X1).
+
+use std::collections::BTreeSet;
+
+use super::command::{Reply, TokenHash};
+use super::table::SnapshotTable;
+use super::{Known, Session};
+use crate::config::{REQUEST_WINDOW, SESSIONS_PER_ACCOUNT_MAX};
+use crate::types::{AccountId, ClientId, RequestId, RequestNumber};
+
+const SESSION_ROW_BYTES: u64 = 150;
+const REPLY_ROW_BYTES: u64 = 70;
+
+/// All sessions.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sessions {
+    pub(super) sessions: SnapshotTable<ClientId, Session>,
+    pub(super) replies: SnapshotTable<RequestId, Reply>,
+    by_last_use: BTreeSet<(u64, ClientId)>,
+    by_account: BTreeSet<(AccountId, ClientId)>,
+}
+
+impl Sessions {
+    /// The session of a client.
+    pub(super) fn session(&self, client: ClientId) -> Option<&Session> {
+        self.sessions.row(client)
+    }
+
+    /// Whether a client has a session of this account.
+    pub(super) fn belongs(&self, client: ClientId, account: AccountId) -> bool {
+        self.session(client).is_some_and(|session| session.account == account)
+    }
+
+    /// What is known of a request.
+    pub(super) fn known(&self, request: RequestId) -> Known {
+        let Some(session) = self.session(request.client) else { return Known::New };
+        match self.replies.row(request) {
+            Some(reply) => Known::Applied(reply.clone()),
+            None if request.number.is_chosen_by_client() && request.number <= session.acknowledged => {
+                Known::Forgotten
+            }
+            None => Known::New,
+        }
+    }
+
+    /// Whether a session has not been used since before this time.
+    pub(super) fn has_unused_since(&self, unix_ms: u64) -> bool {
+        self.by_last_use.first().is_some_and(|(last_used, _)| *last_used < unix_ms)
+    }
+
+    /// Roughly how many bytes sessions and replies take in a checkpoint.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sessions.len() as u64 * SESSION_ROW_BYTES + self.replies.len() as u64 * REPLY_ROW_BYTES
+    }
+
+    /// Adds a session of a client that has none.
+    pub(super) fn add(&mut self, client: ClientId, session: Session) {
+        self.by_last_use.insert((session.last_used_unix_ms, client));
+        self.by_account.insert((session.account, client));
+        let earlier = self.sessions.insert(client, session);
+        assert_eq!(earlier, None, "client {client} has two sessions");
+    }
+
+    /// Gives the client of `request` a session of `account`, or its own session another token. Ends the session of the
+    /// account that was not used for longest if there are too many.
+    ///
+    /// In a new session every lower number counts as acknowledged: what the client asked in an earlier session is
+    /// never executed again (N2).
+    pub(super) fn open(
+        &mut self,
+        request: RequestId,
+        account: AccountId,
+        token: TokenHash,
+        unix_ms: u64,
+        ended: &mut Vec<ClientId>,
+    ) {
+        if let Some(session) = self.sessions.row_mut(request.client) {
+            assert_eq!(session.account, account, "client {} is given another account", request.client);
+            session.token = token;
+            return;
+        }
+        if self.clients(account).count() >= SESSIONS_PER_ACCOUNT_MAX {
+            let oldest = self.clients(account).min_by_key(|client| self.last_use(*client));
+            self.end(oldest.expect("there are too many"), ended);
+        }
+        let acknowledged = if request.number.is_chosen_by_client() { request.number.0 - 1 } else { 0 };
+        let acknowledged = RequestNumber(acknowledged);
+        self.add(request.client, Session { account, token, acknowledged, last_used_unix_ms: unix_ms });
+    }
+
+    fn last_use(&self, client: ClientId) -> u64 {
+        self.session(client).expect("every listed client has a session").last_used_unix_ms
+    }
+
+    /// The clients that have a session of an account, in order.
+    pub(super) fn clients(&self, account: AccountId) -> impl Iterator<Item = ClientId> {
+        self.by_account
+            .range((account, ClientId(0))..=(account, ClientId(u64::MAX)))
+            .map(|(_, client)| *client)
+    }
+
+    /// Ends a session and forgets its replies.
+    pub(super) fn end(&mut self, client: ClientId, ended: &mut Vec<ClientId>) {
+        let session = self.sessions.remove(client).expect("only a session that exists ends");
+        self.by_last_use.remove(&(session.last_used_unix_ms, client));
+        self.by_account.remove(&(session.account, client));
+        self.forget_replies(client, RequestNumber(u64::MAX));
+        ended.push(client);
+    }
+
+    /// Ends all sessions of an account, or all but one.
+    pub(super) fn end_all(&mut self, account: AccountId, but: Option<ClientId>, ended: &mut Vec<ClientId>) {
+        let clients: Vec<ClientId> = self.clients(account).filter(|client| Some(*client) != but).collect();
+        for client in clients {
+            self.end(client, ended);
+        }
+    }
+
+    /// Ends the sessions that were last used before this time, the longest unused first (X2).
+    pub(super) fn end_unused_since(&mut self, unix_ms: u64, ended: &mut Vec<ClientId>) {
+        while let Some((last_used, client)) = self.by_last_use.first().copied() {
+            if last_used >= unix_ms {
+                break;
+            }
+            self.end(client, ended);
+        }
+    }
+
+    /// Stores the reply to a request of an existing session and forgets those that the client has, or that are
+    /// [`REQUEST_WINDOW`] behind.
+    pub(super) fn record(
+        &mut self,
+        request: RequestId,
+        acknowledged: RequestNumber,
+        unix_ms: u64,
+        reply: &Reply,
+    ) {
+        let session = self.sessions.row_mut(request.client).expect("the session was checked to exist");
+        let mut through = session.acknowledged.max(acknowledged);
+        if request.number.is_chosen_by_client() {
+            through = through.max(RequestNumber(request.number.0.saturating_sub(REQUEST_WINDOW)));
+            self.replies.insert(request, reply.clone());
+        }
+        if through > session.acknowledged {
+            session.acknowledged = through;
+        }
+        if unix_ms > session.last_used_unix_ms {
+            self.by_last_use.remove(&(session.last_used_unix_ms, request.client));
+            self.by_last_use.insert((unix_ms, request.client));
+            session.last_used_unix_ms = unix_ms;
+        }
+        self.forget_replies(request.client, through);
+    }
+
+    fn forget_replies(&mut self, client: ClientId, through: RequestNumber) {
+        let first = RequestId { client, number: RequestNumber(0) };
+        let last = RequestId { client, number: through };
+        while let Some(request) = self.replies.first_key(first..=last) {
+            self.replies.remove(request);
+        }
+    }
+
+    /// Compares what is kept in several places; `exists` says whether there is such an account.
+    pub(super) fn check(&self, exists: impl Fn(AccountId) -> bool) -> Result<(), String> {
+        for (client, session) in self.sessions.iter() {
+            if !exists(session.account) {
+                return Err(format!("session {client} has no account"));
+            }
+            if !self.by_last_use.contains(&(session.last_used_unix_ms, client))
+                || !self.by_account.contains(&(session.account, client))
+            {
+                return Err(format!("session {client} can't be found"));
+            }
+            if self.clients(session.account).count() > SESSIONS_PER_ACCOUNT_MAX {
+                return Err(format!("account {} has too many sessions", session.account));
+            }
+        }
+        if self.by_last_use.len() != self.sessions.len() || self.by_account.len() != self.sessions.len() {
+            return Err("sessions that ended are still listed".to_owned());
+        }
+        for (request, _) in self.replies.iter() {
+            if self.session(request.client).is_none_or(|session| request.number <= session.acknowledged) {
+                return Err(format!("the reply to {request} should be forgotten"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! An ordered map that can be read as it was at one moment while it changes.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, RangeBounds};
+
+/// An ordered map whose rows can be read, slice by slice, as they were when [`SnapshotTable::begin`] was called.
+///
+/// Nothing is copied at the beginning. When a row that no slice has shown yet is changed for the first time, its old
+/// form is set aside; a slice shows what was set aside in place of what is there now.
+#[derive(Clone, Debug)]
+pub(super) struct SnapshotTable<K, V> {
+    rows: BTreeMap<K, V>,
+    snapshot: Option<Snapshot<K, V>>,
+}
+
+/// A reading under way.
+#[derive(Clone, Debug)]
+struct Snapshot<K, V> {
+    /// The last key that was shown.
+    shown: Option<K>,
+    /// The last key there was at the beginning; rows after it are new.
+    end: Option<K>,
+    /// Rows after `shown`, up to `end`, that have changed since the beginning, as they were then; none: not there.
+    before: BTreeMap<K, Option<V>>,
+}
+
+impl<K: Ord + Copy, V> Default for SnapshotTable<K, V> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), snapshot: None }
+    }
+}
+
+impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
+    /// How many rows there are now.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The row with this key.
+    pub(super) fn row(&self, key: K) -> Option<&V> {
+        self.rows.get(&key)
+    }
+
+    /// Whether there is a row with this key.
+    pub(super) fn contains(&self, key: K) -> bool {
+        self.rows.contains_key(&key)
+    }
+
+    /// The first key in a range.
+    pub(super) fn first_key(&self, range: impl RangeBounds<K>) -> Option<K> {
+        self.rows.range(range).next().map(|(key, _)| *key)
+    }
+
+    /// All rows, in the order of their keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
+        self.rows.iter().map(|(key, value)| (*key, value))
+    }
+
+    /// The last key.
+    pub(super) fn last_key(&self) -> Option<K> {
+        self.rows.last_key_value().map(|(key, _)| *key)
+    }
+
+    /// Puts a row in; gives the one that it replaces.
+    pub(super) fn insert(&mut self, key: K, value: V) -> Option<V> {
+        self.preserve(key);
+        self.rows.insert(key, value)
+    }
+
+    /// Takes a row out.
+    pub(super) fn remove(&mut self, key: K) -> Option<V> {
+        self.preserve(key);
+        self.rows.remove(&key)
+    }
+
+    /// A row to be changed.
+    pub(super) fn row_mut(&mut self, key: K) -> Option<&mut V> {
+        self.preserve(key);
+        self.rows.get_mut(&key)
+    }
+
+    /// Sets a row's present form aside, if the reading under way has yet to show it.
+    fn preserve(&mut self, key: K) {
+        let Some(snapshot) = &mut self.snapshot else { return };
+        if snapshot.shown.is_some_and(|shown| key <= shown) || snapshot.end.is_none_or(|end| key > end) {
+            return;
+        }
+        snapshot.before.entry(key).or_insert_with(|| self.rows.get(&key).cloned());
+    }
+
+    /// From now on [`SnapshotTable::show_next`] shows the rows as they are now. A reading under way is given up.
+    pub(super) fn begin(&mut self) {
+        self.snapshot = Some(Snapshot { shown: None, end: self.last_key(), before: BTreeMap::new() });
+    }
+
+    /// Gives up the reading under way.
+    pub(super) fn abandon(&mut self) {
+        self.snapshot = None;
+    }
+
+    /// Shows up to `rows_max` further rows as they were at the beginning; gives how many. Fewer than `rows_max` mean
+    /// that all have been shown, and the reading ends.
+    pub(super) fn show_next(&mut self, rows_max: usize, mut show: impl FnMut(K, &V)) -> usize {
+        let Some(snapshot) = &mut self.snapshot else { return 0 };
+        let Some(end) = snapshot.end else {
+            self.snapshot = None;
+            return 0;
+        };
+        if snapshot.shown == Some(end) {
+            self.snapshot = None;
+            return 0;
+        }
+        let start = snapshot.shown.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut present = self.rows.range((start, Bound::Included(end))).peekable();
+        let mut count = 0;
+        while count < rows_max {
+            let set_aside = snapshot.before.first_key_value().map(|(key, _)| *key);
+            let there = present.peek().map(|(key, _)| **key);
+            let key = match (set_aside, there) {
+                (Some(old), Some(now)) => old.min(now),
+                (Some(key), None) | (None, Some(key)) => key,
+                (None, None) => break,
+            };
+            let now = present.next_if(|(there, _)| **there == key).map(|(_, value)| value);
+            if set_aside == Some(key) {
+                if let Some((_, Some(old))) = snapshot.before.pop_first() {
+                    show(key, &old);
+                    count += 1;
+                }
+            } else if let Some(value) = now {
+                show(key, value);
+                count += 1;
+            }
+            snapshot.shown = Some(key);
+        }
+        if count < rows_max {
+            self.snapshot = None;
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shown(table: &mut SnapshotTable<u8, u32>, rows_max: usize) -> Vec<(u8, u32)> {
+        let mut rows = Vec::new();
+        table.show_next(rows_max, |key, value| rows.push((key, *value)));
+        rows
+    }
+
+    #[test]
+    fn a_row_removed_changed_or_added_after_the_beginning_is_shown_as_it_was() {
+        let mut table = SnapshotTable::default();
+        for key in [1, 3, 5] {
+            table.insert(key, u32::from(key));
+        }
+        table.begin();
+        table.remove(3);
+        *table.row_mut(5).unwrap() = 50;
+        table.insert(2, 2);
+        table.insert(9, 9);
+        assert_eq!(shown(&mut table, 1), [(1, 1)]);
+        table.insert(1, 10);
+        assert_eq!(shown(&mut table, 10), [(3, 3), (5, 5)]);
+        assert_eq!(shown(&mut table, 10), []);
+        assert_eq!(
+            table.iter().map(|(k, v)| (k, *v)).collect::<Vec<_>>(),
+            [(1, 10), (2, 2), (5, 50), (9, 9)]
+        );
+    }
+
+    #[test]
+    fn rows_behind_the_end_cost_nothing_while_a_reading_is_under_way() {
+        let mut table = SnapshotTable::default();
+        table.insert(1, 1);
+        table.begin();
+        for key in 2..100 {
+            table.insert(key, 0);
+        }
+        assert!(table.snapshot.as_ref().unwrap().before.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn slices_of_any_size_show_the_beginning_whatever_changes(
+            first in prop::collection::btree_map(any::<u8>(), any::<u32>(), 0..40),
+            steps in prop::collection::vec((1..6usize, prop::collection::vec((any::<u8>(), any::<Option<u32>>()), 0..8)), 0..40),
+        ) {
+            let mut table = SnapshotTable::default();
+            for (key, value) in &first {
+                table.insert(*key, *value);
+            }
+            table.begin();
+            let mut rows = Vec::new();
+            for (rows_max, changes) in steps {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => drop(table.insert(key, value)),
+                        None => drop(table.remove(key)),
+                    }
+                }
+                rows.extend(shown(&mut table, rows_max));
+            }
+            rows.extend(shown(&mut table, usize::MAX));
+            prop_assert_eq!(rows, first.into_iter().collect::<Vec<_>>());
+        }
+    }
+}
