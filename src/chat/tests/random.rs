@@ -1,0 +1,270 @@
+//! Random histories.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::row::{Fields, RowWriter};
+use crate::types::{Incarnation, Member, ServerId};
+
+const NAMES: [&str; 5] = ["alice", "Bob", "carol", "dave", "bOB"];
+
+/// Something that one of a few clients tries.
+#[derive(Clone, Debug)]
+enum Step {
+    Register {
+        name: usize,
+    },
+    LogIn {
+        name: usize,
+        stale: bool,
+    },
+    LogOut {
+        everywhere: bool,
+    },
+    DeleteAccount,
+    ChangePassword,
+    Send {
+        name: usize,
+        text: String,
+    },
+    Acknowledge {
+        picks: Vec<Index>,
+    },
+    Delete {
+        picks: Vec<Index>,
+    },
+    /// The last command once more.
+    Retry,
+    /// Somebody else's session.
+    Intrude {
+        name: usize,
+    },
+    Expire {
+        back_ms: u64,
+    },
+    View,
+}
+
+fn any_step() -> impl Strategy<Value = (u64, Step)> {
+    let name = || 0..NAMES.len();
+    let picks = || prop::collection::vec(any::<Index>(), 0..4);
+    let step = prop_oneof![
+        6 => name().prop_map(|name| Step::Register { name }),
+        4 => (name(), prop::bool::weighted(0.1)).prop_map(|(name, stale)| Step::LogIn { name, stale }),
+        2 => prop::bool::weighted(0.2).prop_map(|everywhere| Step::LogOut { everywhere }),
+        2 => Just(Step::DeleteAccount),
+        1 => Just(Step::ChangePassword),
+        20 => (name(), "[a-c,\"\n=]{1,5}").prop_map(|(name, text)| Step::Send { name, text }),
+        8 => picks().prop_map(|picks| Step::Acknowledge { picks }),
+        3 => picks().prop_map(|picks| Step::Delete { picks }),
+        3 => Just(Step::Retry),
+        1 => name().prop_map(|name| Step::Intrude { name }),
+        1 => (0..200u64).prop_map(|back_ms| Step::Expire { back_ms }),
+        1 => Just(Step::View),
+    ];
+    (1..6u64, step)
+}
+
+fn steps(count: usize) -> impl Strategy<Value = Vec<(u64, Step)>> {
+    prop::collection::vec(any_step(), 0..count)
+}
+
+/// Turns steps into operations that make sense in the present state, most of the time.
+#[derive(Clone, Default)]
+struct Script {
+    numbers: [u64; 6],
+    latest: [Option<ClientCommand>; 6],
+    sent: Vec<MessageId>,
+}
+
+impl Script {
+    fn operation(&mut self, chat: &Chat, client: u64, step: &Step) -> Operation {
+        let at = usize::try_from(client).unwrap();
+        let session = chat.state.session(ClientId(client)).map(|session| session.account);
+        self.numbers[at] += 1;
+        let request = request(ClientId(client), self.numbers[at]);
+        let named = |name: usize| {
+            let nobody = AccountId(super::request(ClientId(99), 1));
+            chat.state.account_named(NAMES[name]).unwrap_or(nobody)
+        };
+        let own = session.unwrap_or(AccountId(request));
+        let generation = |id| chat.state.account(id).map_or(0, |account| account.password_generation);
+        let picked = |picks: &[Index]| -> Vec<MessageId> {
+            if self.sent.is_empty() { vec![] } else { picks.iter().map(|i| *i.get(&self.sent)).collect() }
+        };
+        let (account, command) = match step {
+            Step::Register { name } => (AccountId(request), register(NAMES[*name])),
+            Step::LogIn { name, stale } => {
+                let id = named(*name);
+                let password_generation = generation(id) + u32::from(*stale);
+                (id, Command::Login { password_generation, token: [3; 32] })
+            }
+            Step::LogOut { everywhere } => (own, Command::Logout { everywhere: *everywhere }),
+            Step::DeleteAccount => (own, Command::DeleteAccount { password_generation: generation(own) }),
+            Step::ChangePassword => {
+                let password_generation = generation(own);
+                (own, Command::ChangePassword { password_generation, password: request.to_string() })
+            }
+            Step::Send { name, text } => {
+                self.sent.push(MessageId(request));
+                (own, Command::Send { to: named(*name), text: text.clone() })
+            }
+            Step::Acknowledge { picks } => (own, Command::Acknowledge { messages: picked(picks) }),
+            Step::Delete { picks } => (own, Command::Delete { messages: picked(picks) }),
+            Step::Intrude { name } => (named(*name), Command::Delete { messages: self.sent.clone() }),
+            Step::Retry => {
+                let view = Operation::View { primary: ServerId(1), members: vec![] };
+                return self.latest[at].clone().map_or(view, Operation::Command);
+            }
+            Step::Expire { back_ms } => {
+                return Operation::Expire { before_unix_ms: chat.unix_ms - back_ms };
+            }
+            Step::View => return Operation::View { primary: ServerId(1), members: vec![] },
+        };
+        let acknowledged = RequestNumber(request.number.0.saturating_sub(4));
+        let command = ClientCommand { request, acknowledged, account, command };
+        self.latest[at] = Some(command.clone());
+        Operation::Command(command)
+    }
+
+    fn play(&mut self, chat: &mut Chat, steps: &[(u64, Step)]) -> Vec<Operation> {
+        let mut operations = Vec::new();
+        for (client, step) in steps {
+            let operation = self.operation(chat, *client, step);
+            chat.apply(&operation);
+            operations.push(operation);
+        }
+        operations
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_happens_nothing_contradicts_itself(steps in steps(150)) {
+        // Every applied entry is followed by a check.
+        Script::default().play(&mut Chat::new(), &steps);
+    }
+
+    #[test]
+    fn a_retry_is_answered_alike_and_changes_nothing_but_the_digest(steps in steps(60), after in any_step()) {
+        let (mut chat, mut script) = (Chat::new(), Script::default());
+        script.play(&mut chat, &steps);
+        let operation = script.operation(&chat, after.0, &after.1);
+        let first = chat.apply(&operation);
+        let Operation::Command(command) = &operation else { return Ok(()) };
+        if chat.state.session(command.request.client).is_none_or(|s| s.account != command.account) {
+            return Ok(());
+        }
+        let tables = checkpoint(&mut chat.state, 100);
+        let again = chat.apply(&operation);
+        prop_assert_eq!((first.reply, None), (again.reply, again.queued));
+        prop_assert_eq!(checkpoint(&mut chat.state, 100), tables);
+    }
+
+    #[test]
+    fn a_checkpoint_in_slices_shows_the_moment_it_was_begun(
+        before in steps(120),
+        meanwhile in prop::collection::vec((1..6usize, steps(8)), 0..40),
+        abandoned in any::<bool>(),
+    ) {
+        let (mut chat, mut script) = (Chat::new(), Script::default());
+        script.play(&mut chat, &before);
+        let expected = checkpoint(&mut chat.state.clone(), usize::MAX);
+        if abandoned {
+            chat.state.begin_checkpoint();
+            chat.state.next_slice(3);
+        }
+        chat.state.begin_checkpoint();
+        let mut tables: Vec<_> = Table::ALL.map(|table| (table, Vec::new())).to_vec();
+        for (rows_max, steps) in meanwhile.iter().chain(std::iter::repeat(&(1000, vec![]))) {
+            script.play(&mut chat, steps);
+            let Some(slice) = chat.state.next_slice(*rows_max) else { break };
+            collect(&mut tables, &slice, *rows_max);
+        }
+        prop_assert_eq!(tables, expected);
+    }
+
+    #[test]
+    fn a_restored_state_goes_on_like_the_original(before in steps(120), after in steps(60)) {
+        let (mut chat, mut script) = (Chat::new(), Script::default());
+        script.play(&mut chat, &before);
+        let tables = checkpoint(&mut chat.state, 10);
+        let mut restored = Chat { state: restore(&chat.state, &tables), ..chat.clone() };
+        prop_assert_eq!(restored.state.bytes_estimate(), chat.state.bytes_estimate());
+        prop_assert_eq!(checkpoint(&mut restored.state, 7), tables);
+        for (client, step) in &after {
+            let operation = script.operation(&chat, *client, step);
+            prop_assert_eq!(restored.apply(&operation), chat.apply(&operation));
+        }
+        prop_assert_eq!(restored.state.digest(), chat.state.digest());
+        prop_assert_eq!(checkpoint(&mut restored.state, 100), checkpoint(&mut chat.state, 100));
+        for name in ["alice", "bob", "carol", "dave", "[deleted]"] {
+            let Some(own) = chat.state.account_named("alice") else { break };
+            let page = |state: &State| state.history(own, name, 0, 0);
+            prop_assert_eq!(page(&restored.state), page(&chat.state));
+        }
+    }
+
+    #[test]
+    fn every_operation_reads_back_from_its_fields(operation in any_operation()) {
+        let mut row = RowWriter::new();
+        row.plain(operation.kind());
+        operation.write_fields(&mut row);
+        let mut fields = Fields::new();
+        fields.parse(row.row(), 7).unwrap();
+        prop_assert_eq!(Operation::read_fields(0, 1, &fields), Ok(operation));
+    }
+}
+
+fn any_request() -> impl Strategy<Value = RequestId> {
+    (any::<u64>(), any::<u64>()).prop_map(|(client, number)| request(ClientId(client), number))
+}
+
+fn any_text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        ".*",
+        "[\\\\\"',\n\r\t=+@-]{0,9}",
+        prop::sample::select(vec!["", "'", "''", "\\n", "\"", "\r\n", "=", "\u{feff}x", "👋🏽", "a,b"])
+            .prop_map(str::to_owned),
+    ]
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    let messages = || prop::collection::vec(any_request().prop_map(MessageId), 0..5);
+    let command =
+        prop_oneof![
+            (any_text(), any_text(), any::<[u8; 32]>())
+                .prop_map(|(name, password, token)| Command::Register { name, password, token }),
+            (any::<u32>(), any::<[u8; 32]>())
+                .prop_map(|(password_generation, token)| Command::Login { password_generation, token }),
+            any::<bool>().prop_map(|everywhere| Command::Logout { everywhere }),
+            any::<u32>().prop_map(|password_generation| Command::DeleteAccount { password_generation }),
+            (any::<u32>(), any_text()).prop_map(|(password_generation, password)| {
+                Command::ChangePassword { password_generation, password }
+            }),
+            (any_request(), any_text()).prop_map(|(to, text)| Command::Send { to: AccountId(to), text }),
+            messages().prop_map(|messages| Command::Acknowledge { messages }),
+            messages().prop_map(|messages| Command::Delete { messages }),
+        ];
+    let client_command = (any_request(), any::<u64>(), prop::option::of(any_request()), command).prop_map(
+        |(request, acknowledged, account, command)| {
+            let account = AccountId(account.unwrap_or(request));
+            let acknowledged = RequestNumber(acknowledged);
+            Operation::Command(ClientCommand { request, acknowledged, account, command })
+        },
+    );
+    let member = (any::<u8>(), any::<u32>()).prop_map(|(server, incarnation)| Member {
+        server: ServerId(server),
+        incarnation: Incarnation(incarnation),
+    });
+    prop_oneof![
+        10 => client_command,
+        1 => (any::<u8>(), prop::collection::vec(member, 0..4))
+            .prop_map(|(primary, members)| Operation::View { primary: ServerId(primary), members }),
+        1 => Just(Operation::Closed),
+        1 => any::<u64>().prop_map(|before_unix_ms| Operation::Expire { before_unix_ms }),
+    ]
+}
