@@ -124,9 +124,9 @@ impl Mailboxes {
     /// others find it under `[deleted]`. Costs as much as the account has messages.
     pub(super) fn remove_owner(&mut self, directory: &mut Directory, owner: Handle) {
         let mut gone: Vec<u64> = self.waiting(owner, 0).collect();
-        gone.extend(self.exchanged(owner, Handle::DELETED, u64::MAX));
-        // What it sent to itself and has acknowledged; what still waits is named above.
-        gone.extend(self.exchanged(owner, owner, u64::MAX).filter(|order| self.delivered.contains(*order)));
+        // What it exchanged with deleted accounts and with itself; what of it still waits is named above.
+        let unseen = [Handle::DELETED, owner].map(|with| self.exchanged(owner, with, u64::MAX));
+        gone.extend(unseen.into_iter().flatten().filter(|order| self.delivered.contains(*order)));
         for order in gone {
             self.remove(directory, order);
         }

@@ -140,8 +140,6 @@ impl Script {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn whatever_happens_nothing_contradicts_itself(steps in steps(150)) {
         // Every applied entry is followed by a check.

@@ -258,6 +258,17 @@ fn a_name_that_became_free_inherits_nothing() {
 }
 
 #[test]
+fn mail_from_a_deleted_account_goes_with_its_recipient_whether_read_or_not() {
+    let mut chat = Chat::new();
+    let (alice, bob) = (chat.register(1, "alice"), chat.register(2, "bob"));
+    let (read, unread) = (chat.send(alice, bob, "read"), chat.send(alice, bob, "unread"));
+    chat.acknowledge(bob, &[read]);
+    chat.delete_account(alice);
+    chat.delete_account(bob);
+    assert_eq!((chat.state.message(read), chat.state.message(unread)), (None, None));
+}
+
+#[test]
 fn a_conversation_goes_with_its_second_account() {
     let mut chat = Chat::new();
     let (alice, bob) = (chat.register(1, "alice"), chat.register(2, "bob"));
