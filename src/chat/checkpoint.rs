@@ -8,6 +8,7 @@ use super::State;
 use super::accounts::AccountRow;
 use super::command::Hex;
 use super::mailboxes::Message;
+use super::table::{Enough, Shown};
 use crate::row::RowWriter;
 
 /// A table of a checkpoint.
@@ -64,6 +65,9 @@ pub struct Slice {
     pub count: u64,
 }
 
+/// A slice that has so many bytes is long enough: writing it must not hold up commands.
+const SLICE_BYTES_MAX: usize = 256 * 1024;
+
 /// How far the checkpoint under way has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Emission {
@@ -95,7 +99,8 @@ impl State {
         self.emission = None;
     }
 
-    /// The next rows of the checkpoint under way, at most `rows_max` (at least 1); none when it is finished.
+    /// The next rows of the checkpoint under way, at most `rows_max` (at least 1) and about 256 KiB;
+    /// none when it is finished.
     ///
     /// All slices of a table put together are the same bytes for equal states, however they are cut.
     pub fn next_slice(&mut self, rows_max: usize) -> Option<Slice> {
@@ -107,8 +112,8 @@ impl State {
                 return None;
             };
             let mut rows = RowWriter::new();
-            let count = self.write_rows(table, rows_max, &mut rows);
-            self.emission = Some(if count < rows_max {
+            let Shown { count, all } = self.write_rows(table, rows_max, &mut rows);
+            self.emission = Some(if all {
                 Emission { table: at + 1, begun: false }
             } else {
                 Emission { table: at, begun: true }
@@ -119,28 +124,28 @@ impl State {
         }
     }
 
-    /// Writes the next rows of one table; gives how many.
-    fn write_rows(&mut self, table: Table, rows_max: usize, row: &mut RowWriter) -> usize {
+    /// Writes the next rows of one table; stops early when they get long.
+    fn write_rows(&mut self, table: Table, rows_max: usize, row: &mut RowWriter) -> Shown {
         let directory = &self.directory;
-        let mut write_message = |order: u64, message: &Message| {
+        let write_message = |order: u64, message: &Message| {
             row.plain(message.id);
             row.number(order);
             row.plain(directory.id(message.from));
             row.plain(directory.id(message.to));
             row.number(message.unix_ms);
             row.text(&message.text);
-            row.end();
+            end_row(row)
         };
         match table {
             Table::Queued => self.mailboxes.queued.show_next(rows_max, write_message),
-            Table::Delivered => self.mailboxes.delivered.show_next(rows_max, &mut write_message),
+            Table::Delivered => self.mailboxes.delivered.show_next(rows_max, write_message),
             Table::Users => self.directory.accounts.show_next(rows_max, |id, AccountRow { account, .. }| {
                 row.plain(id);
                 row.text(&account.name);
                 row.text(&account.password);
                 row.number(u64::from(account.password_generation));
                 row.number(account.created_unix_ms);
-                row.end();
+                end_row(row)
             }),
             Table::Sessions => self.sessions.sessions.show_next(rows_max, |client, session| {
                 row.plain(client);
@@ -148,14 +153,19 @@ impl State {
                 row.plain(Hex(&session.token));
                 row.number(session.acknowledged.0);
                 row.number(session.last_used_unix_ms);
-                row.end();
+                end_row(row)
             }),
             Table::Replies => self.sessions.replies.show_next(rows_max, |request, reply| {
                 row.plain(request.client);
                 row.number(request.number.0);
                 reply.write_fields(row);
-                row.end();
+                end_row(row)
             }),
         }
     }
+}
+
+fn end_row(row: &mut RowWriter) -> Enough {
+    row.end();
+    if row.len() < SLICE_BYTES_MAX { Enough::No } else { Enough::Yes }
 }

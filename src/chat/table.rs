@@ -24,6 +24,22 @@ struct Snapshot<K, V> {
     before: BTreeMap<K, Option<V>>,
 }
 
+/// Whether a slice is as long as it should get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Enough {
+    Yes,
+    No,
+}
+
+/// What one slice has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// How many rows.
+    pub(super) count: usize,
+    /// Whether there are none left: the reading has ended. It may take one more slice, without rows, to know.
+    pub(super) all: bool,
+}
+
 impl<K: Ord + Copy, V> Default for SnapshotTable<K, V> {
     fn default() -> Self {
         Self { rows: BTreeMap::new(), snapshot: None }
@@ -98,45 +114,40 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
         self.snapshot = None;
     }
 
-    /// Shows up to `rows_max` further rows as they were at the beginning; gives how many. Fewer than `rows_max` mean
-    /// that all have been shown, and the reading ends.
-    pub(super) fn show_next(&mut self, rows_max: usize, mut show: impl FnMut(K, &V)) -> usize {
-        let Some(snapshot) = &mut self.snapshot else { return 0 };
-        let Some(end) = snapshot.end else {
+    /// Shows up to `rows_max` further rows as they were at the beginning, fewer if `show` says that it has enough.
+    pub(super) fn show_next(&mut self, rows_max: usize, mut show: impl FnMut(K, &V) -> Enough) -> Shown {
+        let Some(snapshot) = &mut self.snapshot else { return Shown { count: 0, all: true } };
+        let Some(end) = snapshot.end.filter(|end| snapshot.shown != Some(*end)) else {
             self.snapshot = None;
-            return 0;
+            return Shown { count: 0, all: true };
         };
-        if snapshot.shown == Some(end) {
-            self.snapshot = None;
-            return 0;
-        }
         let start = snapshot.shown.map_or(Bound::Unbounded, Bound::Excluded);
         let mut present = self.rows.range((start, Bound::Included(end))).peekable();
-        let mut count = 0;
-        while count < rows_max {
+        let (mut count, mut enough) = (0, false);
+        while count < rows_max && !enough {
             let set_aside = snapshot.before.first_key_value().map(|(key, _)| *key);
             let there = present.peek().map(|(key, _)| **key);
             let key = match (set_aside, there) {
                 (Some(old), Some(now)) => old.min(now),
                 (Some(key), None) | (None, Some(key)) => key,
-                (None, None) => break,
+                (None, None) => {
+                    self.snapshot = None;
+                    return Shown { count, all: true };
+                }
             };
             let now = present.next_if(|(there, _)| **there == key).map(|(_, value)| value);
             if set_aside == Some(key) {
                 if let Some((_, Some(old))) = snapshot.before.pop_first() {
-                    show(key, &old);
+                    enough = show(key, &old) == Enough::Yes;
                     count += 1;
                 }
             } else if let Some(value) = now {
-                show(key, value);
+                enough = show(key, value) == Enough::Yes;
                 count += 1;
             }
             snapshot.shown = Some(key);
         }
-        if count < rows_max {
-            self.snapshot = None;
-        }
-        count
+        Shown { count, all: false }
     }
 }
 
@@ -147,7 +158,11 @@ mod tests {
 
     fn shown(table: &mut SnapshotTable<u8, u32>, rows_max: usize) -> Vec<(u8, u32)> {
         let mut rows = Vec::new();
-        table.show_next(rows_max, |key, value| rows.push((key, *value)));
+        table.show_next(rows_max, |key, value| {
+            rows.push((key, *value));
+            // Sometimes a slice has enough before it has `rows_max`.
+            if value % 5 == 4 && rows_max < 100 { Enough::Yes } else { Enough::No }
+        });
         rows
     }
 

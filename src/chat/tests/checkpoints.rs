@@ -67,6 +67,22 @@ fn every_table_has_a_slice_even_without_rows() {
 }
 
 #[test]
+fn a_slice_of_long_texts_has_fewer_rows() {
+    let mut chat = Chat::new();
+    let alice = chat.register(1, "alice");
+    for _ in 0..100 {
+        chat.send(alice, alice, &"x".repeat(8192));
+    }
+    chat.state.begin_checkpoint();
+    let mut count = 0;
+    while let Some(slice) = chat.state.next_slice(1024) {
+        assert!(slice.rows.len() < 300_000);
+        count += slice.count * u64::from(slice.table == Table::Queued);
+    }
+    assert_eq!(count, 100);
+}
+
+#[test]
 fn an_abandoned_checkpoint_has_no_more_slices_and_the_next_starts_afresh() {
     let mut chat = small_chat();
     chat.state.begin_checkpoint();
