@@ -1,304 +1,758 @@
-//! The sans-I/O replication core.
+//! The sans-I/O replication core: one server's share in the protocol of N, V, T, R, D and H rules.
 //!
-//! Events go in, effects come out, time and randomness are arguments. After each `handle_*` call, drain
+//! Events go in, effects come out, time and randomness are arguments. Handle one event or several, then drain
 //! [`Replica::poll_effect`] to `None`, in order; then wait for the next event or for [`Replica::poll_timeout`].
+//! What depends on a write is held inside until [`Event::Synced`] covers that write, so whoever drives the core
+//! never reorders anything and may cover many writes by one sync.
+//!
+//! **Invariant:** nothing here performs I/O, reads a clock or draws from a generator that was not handed in.
 
+mod authority;
+mod backup;
+mod catch_up;
+mod checkpoints;
+mod event;
+mod log;
+mod peer;
+mod primary;
+mod reads;
+mod requests;
+mod start;
+mod stop;
+mod view_change;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::debug;
+
 use crate::chat::State;
+use crate::config::{HEARTBEAT, MINORITY_GRACE, SUSPICION};
 use crate::message::{
-    CheckpointResult, CheckpointStep, Entry, PeerMessage, Position, Push, Read, ReadResult, Recovered,
-    Request, Response, Status, Write,
+    Entry, HardState, PeerMessage, Pulse, Recovered, Report, Standing, Standpoint, Status, View, Write,
 };
+use crate::prng::Prng;
 use crate::time::Instant;
-use crate::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
+use crate::types::{Incarnation, LogIndex, Member, ServerId, ViewNumber, WriteId};
 
-/// The role a server was given on its command line; it matters in an empty directory only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstRole {
-    /// Creates the cluster if there is none.
-    Primary,
-    /// Waits for a primary.
-    Secondary,
-}
-
-/// What the core must be told about its place in the world.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Which server this is.
-    pub me: ServerId,
-    /// The addresses of all configured servers, in the order of their ids (the first is server 1).
-    pub servers: Vec<String>,
-    /// Only this role creates a cluster.
-    pub first_role: FirstRole,
-    /// A cluster known to exist beside this directory: an empty directory only joins it.
-    pub known_cluster: Option<ClusterId>,
-    /// Writes are refused in smaller views (N10).
-    pub min_copies: u8,
-    /// After this long a cold start goes on with everyone who answers; none: it waits for ever.
-    pub cold_wait: Option<Duration>,
-    /// Whether a refused connection proves a crash (V11); off behind forwarders.
-    pub evidence: bool,
-}
-
-/// How a link to a peer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkState {
-    /// Connected, and the peer has proved that it knows the key.
-    Up,
-    /// An established link has ended: suspicion only (V11).
-    Closed,
-    /// A fresh connection was refused: the host answers, and no process listens (V11).
-    Refused,
-    /// A fresh connection was not answered within the suspicion timeout, or the host can't be reached.
-    Silent,
-}
-
-/// Names one read from the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ReadId(pub u64);
-
-/// Names one password job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HashId(pub u64);
-
-/// A password job: slow, so it is done outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HashJob {
-    /// Salt and hash a new password.
-    New {
-        /// In clear.
-        password: String,
-    },
-    /// Compare a password with a stored hash. With no hash to compare, take as long as if there were one.
-    Verify {
-        /// In clear.
-        password: String,
-        /// A PHC string.
-        hash: Option<String>,
-    },
-}
-
-/// What a password job brought.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hashed {
-    /// The PHC string of a new password.
-    New(String),
-    /// Whether the password is right.
-    Verified(bool),
-    /// Too many wrong passwords were tried: wait.
-    Throttled {
-        /// How long.
-        seconds: u64,
-    },
-    /// The hash could not be computed.
-    Failed(String),
-}
-
-/// What happens to a replica.
-#[derive(Debug)]
-pub enum Event {
-    /// A client asks something.
-    Request {
-        /// On which connection.
-        connection: ConnectionId,
-        /// The frame's request id; 0: not numbered.
-        request: u32,
-        /// What.
-        body: Request,
-        /// The wall clock, milliseconds since 1970.
-        unix_ms: u64,
-    },
-    /// A client's connection is gone; nothing more will be sent to it.
-    Disconnected {
-        /// Which.
-        connection: ConnectionId,
-    },
-    /// A peer says something. It has proved that it knows the key, and that it is `from`.
-    Message {
-        /// Who.
-        from: ServerId,
-        /// What.
-        message: PeerMessage,
-    },
-    /// A link has changed.
-    Link {
-        /// To whom.
-        peer: ServerId,
-        /// How it is now.
-        state: LinkState,
-    },
-    /// All writes up to this one are on disk.
-    Synced {
-        /// The last of them.
-        through: WriteId,
-    },
-    /// A write or its sync failed (D2): nothing from it on is on disk for certain, and nothing will be tried again.
-    WriteFailed {
-        /// What went wrong.
-        error: String,
-    },
-    /// A read is done.
-    ReadDone {
-        /// Which.
-        id: ReadId,
-        /// What it brought.
-        result: ReadResult,
-    },
-    /// A password job is done.
-    Hashed {
-        /// Which.
-        id: HashId,
-        /// What it brought.
-        result: Hashed,
-    },
-    /// A step of a checkpoint is done; the oldest one that is under way.
-    CheckpointDone(CheckpointResult),
-    /// Rows are filled in (D4).
-    Repaired {
-        /// None: they are on disk. Otherwise what went wrong.
-        error: Option<String>,
-    },
-    /// The disk is nearly full, or no longer so (D3).
-    DiskSpace {
-        /// Whether it is.
-        low: bool,
-    },
-    /// The process was asked to stop in order.
-    Stop,
-}
-
-/// What a replica wants done, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Send a message; it may get lost.
-    Send {
-        /// To whom.
-        to: ServerId,
-        /// What.
-        message: PeerMessage,
-    },
-    /// Answer a client's request.
-    Respond {
-        /// On which connection.
-        connection: ConnectionId,
-        /// The request's id.
-        request: u32,
-        /// The answer.
-        response: Response,
-    },
-    /// Say something to a client unasked.
-    Push {
-        /// On which connection.
-        connection: ConnectionId,
-        /// What.
-        push: Push,
-    },
-    /// Write to the log; [`Event::Synced`] says when it is on disk.
-    Write {
-        /// Ascending, never reused.
-        id: WriteId,
-        /// What.
-        write: Write,
-    },
-    /// Log files that hold only entries up to here may go (T3).
-    Cut {
-        /// The last entry that is no longer needed.
-        through: LogIndex,
-    },
-    /// Read from the disk; answered by [`Event::ReadDone`].
-    Read {
-        /// Its name.
-        id: ReadId,
-        /// What.
-        read: Read,
-    },
-    /// Do a password job; answered by [`Event::Hashed`].
-    Hash {
-        /// Its name.
-        id: HashId,
-        /// From which connection, for throttling by address.
-        connection: ConnectionId,
-        /// For which account name, for throttling.
-        name: String,
-        /// What.
-        job: HashJob,
-    },
-    /// Do a step of a checkpoint; answered by [`Event::CheckpointDone`].
-    Checkpoint(CheckpointStep),
-    /// Fill in rotten rows (D4); answered by [`Event::Repaired`].
-    Repair {
-        /// The entry before them.
-        after: Position,
-        /// The rows.
-        entries: Vec<Arc<Entry>>,
-    },
-    /// Connect to a peer afresh and report how that went (V11).
-    Probe {
-        /// Whom.
-        peer: ServerId,
-    },
-    /// Close all links to peers and connect anew (V2): this process did not run for a while.
-    ResetLinks,
-    /// The cluster's id, to be kept beside the key (bootstrap).
-    RecordCluster(ClusterId),
-    /// Something that a person should read.
-    Notice(Notice),
-    /// End the process.
-    Exit(Exit),
-}
-
-/// Something that a person should read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// Whether it is bad news.
-    pub warning: bool,
-    /// One sentence.
-    pub text: String,
-    /// The server serves or follows now: `ready` is said once.
-    pub ready: bool,
-}
-
-/// Why a process ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It was asked to: exit code 0.
-    Stopped,
-    /// It must not go on: exit code 1.
-    Refused(String),
-    /// Its disk failed: exit code 3.
-    Disk(String),
-}
+use checkpoints::Checkpointing;
+pub use event::*;
+use log::Log;
+use peer::Peer;
+use primary::Primary;
+use requests::Requests;
+use view_change::{Candidate, Installing, PreVote};
 
 /// One server's share in the protocol.
 #[derive(Debug)]
-pub struct Replica {}
+pub struct Replica {
+    config: Config,
+    me: ServerId,
+    configured: Vec<ServerId>,
+    /// When this process started, and when it last ran.
+    started: Instant,
+    now: Instant,
+    /// The wall clock as the last request brought it, milliseconds since 1970.
+    unix_ms: u64,
+    prng: Prng,
 
-#[allow(unused_variables, clippy::todo, missing_docs)]
+    /// As last given to the disk; what depends on it is in `held` until it is there.
+    hard: HardState,
+    /// The installed view.
+    view: View,
+    log: Log,
+    state: State,
+    /// Invariant: applied <= commit <= last.
+    commit: LogIndex,
+    /// The commit index that was last noted on disk, as a hint for recovery.
+    commit_noted: LogIndex,
+
+    peers: BTreeMap<ServerId, Peer>,
+    role: Role,
+    role_since: Instant,
+    /// A pre-vote of this server under way (V1).
+    pre_vote: Option<PreVote>,
+    /// Pre-votes of others that wait for a probe of the primary (V1): who, its nonce, since when.
+    probing: Vec<(ServerId, u64, Instant)>,
+    /// Since when a view change has seemed due.
+    suspected_since: Option<Instant>,
+    /// No attempt before this (V12), and how many have failed in a row.
+    backoff: (Instant, u32),
+    /// The highest counter heard of in refusals and heartbeats.
+    counter_heard: u32,
+    /// V2: this process installed the present view, was not told that it is dropped, and was not paused since.
+    whole_life: bool,
+    /// The candidates that were outstanding before the last promise.
+    outstanding_before: Vec<ServerId>,
+    /// Whom this server waits for, as last said.
+    awaited: Option<authority::Awaited>,
+
+    requests: Requests,
+    /// As a backup: when the primary was last heard to lead, and when missing entries were last asked for.
+    primary_heard: Instant,
+    fetch_asked: Option<Instant>,
+    /// As a backup: what was last acknowledged, and in which view.
+    acknowledged: (ViewNumber, LogIndex),
+    /// Entries that are in the log but not yet given to the disk and the members.
+    batch: Vec<Arc<Entry>>,
+    checkpointing: Checkpointing,
+    repairing: catch_up::Repairing,
+    reads: BTreeMap<ReadId, catch_up::PeerRead>,
+
+    /// What happens when a write is on disk; ascending.
+    held: VecDeque<(WriteId, Held)>,
+    effects: VecDeque<Effect>,
+    next_write: u64,
+    next_nonce: u64,
+    next_tick: Instant,
+
+    disk_low: bool,
+    /// D2: a write failed; nothing is written any more.
+    disk_failed: bool,
+    /// When this server was asked to stop.
+    stopping: Option<Instant>,
+    said_ready: bool,
+}
+
+/// What a server is at the moment. A role carries what only it needs.
+#[derive(Debug)]
+enum Role {
+    /// The bumped incarnation is on its way to the disk.
+    Starting,
+    /// Between views.
+    Waiting,
+    /// Negotiates a view that it will lead.
+    Candidate(Candidate),
+    /// Takes over a view that another server leads.
+    Installing(Installing),
+    /// Leads the installed view, and all its members have acknowledged it.
+    Primary(Primary),
+    /// Follows as a member of the installed view.
+    Backup,
+    /// Follows without being counted.
+    Learner(catch_up::Learner),
+    /// Ended.
+    Stopped,
+}
+
+/// What depends on a write.
+#[derive(Debug)]
+enum Held {
+    /// The incarnation is on disk: the server may speak.
+    Started,
+    /// A promise may be told to its candidate.
+    Promise {
+        to: ServerId,
+        number: ViewNumber,
+        /// The candidates that were outstanding before this one.
+        earlier: Vec<ServerId>,
+    },
+    /// The own promise is on disk: the proposal may go out (V1).
+    OwnPromise(ViewNumber),
+    /// The view is installed: its leader may be told (V7).
+    Installed { leader: ServerId, number: ViewNumber },
+}
+
 impl Replica {
+    /// A server as recovery found it. `seed` should differ from process to process.
+    ///
+    /// # Panics
+    /// If `config` does not fit: `me` is not among the servers.
+    #[must_use]
     pub fn new(config: Config, recovered: Recovered, now: Instant, seed: u64) -> Self {
-        todo!()
+        let configured: Vec<_> = (1..=config.servers.len())
+            .map(|id| ServerId(u8::try_from(id).expect("a cluster list has at most 255 servers")))
+            .collect();
+        assert!(configured.contains(&config.me), "server {} is not configured", config.me);
+        let Recovered { hard, view, state, applied, tail, views, base, checkpoint, gaps } = recovered;
+        let me = config.me;
+        let known = |server: ServerId| {
+            let seen = hard.incarnations.iter().chain(&view.members).filter(|m| m.server == server);
+            seen.map(|m| m.incarnation).max().unwrap_or_default()
+        };
+        let peers =
+            configured.iter().filter(|&&id| id != me).map(|&id| (id, Peer::new(now, known(id)))).collect();
+        let mut replica = Self {
+            me,
+            configured,
+            started: now,
+            now,
+            unix_ms: tail.last().map_or(0, |entry| entry.unix_ms),
+            prng: Prng::new(seed),
+            view,
+            log: Log::recovered(applied, tail, views, base),
+            commit: applied.index,
+            commit_noted: applied.index,
+            state,
+            peers,
+            role: Role::Starting,
+            role_since: now,
+            pre_vote: None,
+            probing: Vec::new(),
+            suspected_since: None,
+            backoff: (now, 0),
+            counter_heard: 0,
+            whole_life: false,
+            outstanding_before: Vec::new(),
+            awaited: None,
+            requests: Requests::default(),
+            primary_heard: now,
+            fetch_asked: None,
+            acknowledged: (ViewNumber::NONE, LogIndex::ZERO),
+            batch: Vec::new(),
+            checkpointing: Checkpointing::new(now, checkpoint),
+            repairing: catch_up::Repairing::new(gaps),
+            reads: BTreeMap::new(),
+            held: VecDeque::new(),
+            effects: VecDeque::new(),
+            next_write: 0,
+            next_nonce: 0,
+            next_tick: now,
+            disk_low: false,
+            disk_failed: false,
+            stopping: None,
+            said_ready: false,
+            hard,
+            config,
+        };
+        assert_eq!(replica.state.index(), applied.index, "recovery says one index and its state another");
+        replica.begin_life();
+        replica
     }
+
+    /// Takes in what has happened.
     pub fn handle_event(&mut self, now: Instant, event: Event) {
-        todo!()
+        self.run_at(now);
+        if matches!(self.role, Role::Stopped) {
+            return;
+        }
+        match event {
+            Event::Request { connection, request, body, unix_ms } => {
+                self.unix_ms = unix_ms;
+                self.on_request(connection, request, body);
+            }
+            Event::Disconnected { connection } => self.requests.on_disconnected(connection),
+            Event::Message { from, message } => self.on_message(from, message),
+            Event::Link { peer, state } => self.on_link(peer, state),
+            Event::Synced { through } => self.on_synced(through),
+            Event::WriteFailed { error } => self.on_write_failed(&error),
+            Event::ReadDone { id, result } => self.on_read_done(id, result),
+            Event::Hashed { id, result } => self.on_hashed(id, result),
+            Event::CheckpointDone(result) => self.on_checkpoint_done(result),
+            Event::Repaired { error } => self.on_repaired(error),
+            Event::DiskSpace { low } => self.disk_low = low,
+            Event::Stop => self.on_stop(),
+        }
+        self.evaluate();
     }
+
+    /// Takes in that time has passed. Spurious calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
-        todo!()
+        self.run_at(now);
+        if matches!(self.role, Role::Stopped | Role::Starting) {
+            return;
+        }
+        if self.now >= self.next_tick {
+            self.next_tick = self.now + HEARTBEAT;
+            self.on_tick();
+        }
+        self.evaluate();
     }
+
+    /// The next thing to do; `None` when there is nothing left to do.
     #[must_use]
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        todo!()
+        if self.effects.is_empty() {
+            self.flush_batch();
+        }
+        self.effects.pop_front()
     }
+
+    /// When [`Replica::handle_timeout`] wants to be called, at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        if matches!(self.role, Role::Stopped | Role::Starting) {
+            return None;
+        }
+        let tick = self.next_tick;
+        Some(self.attempt_due().map_or(tick, |due| due.max(self.now).min(tick)))
     }
-    pub fn status(&self, now: Instant) -> Status {
-        todo!()
-    }
-    /// The state, for checkers.
+
+    /// The replicated state.
+    #[must_use]
     pub fn state(&self) -> &State {
-        todo!()
+        &self.state
+    }
+
+    /// How far entries are known to be committed.
+    #[must_use]
+    pub fn commit_index(&self) -> LogIndex {
+        self.commit
+    }
+
+    /// The installed view.
+    #[must_use]
+    pub fn installed_view(&self) -> &View {
+        &self.view
+    }
+
+    /// The chain at an index, if it is in memory: for checkers.
+    #[must_use]
+    pub fn entry_chain(&self, index: LogIndex) -> Option<u32> {
+        self.log.position(index).map(|position| position.chain)
+    }
+
+    /// Whether this server leads and answers clients.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.is_serving(self.commit))
+    }
+
+    /// How the server is.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> Status {
+        let address = |server: ServerId| self.config.servers[usize::from(server.0) - 1].clone();
+        let primary = self.leader();
+        let ahead = primary.and_then(|id| self.peers.get(&id)).and_then(|peer| peer.pulse.as_ref());
+        let last = self.log.last().index;
+        Status {
+            server: address(self.me),
+            role: match self.role {
+                Role::Primary(_) => "primary",
+                Role::Backup => "backup",
+                Role::Learner(_) => "learner",
+                _ => "waiting",
+            }
+            .to_owned(),
+            view: self.view.number,
+            primary: primary.map(address).unwrap_or_default(),
+            members: self.view.members.iter().map(|member| address(member.server)).collect(),
+            configured: self.config.servers.clone(),
+            last: last.0,
+            synced: self.log.synced().0,
+            commit: self.commit.0,
+            applied: self.state.index().0,
+            lag: ahead.map_or(0, |pulse| last.distance_to(pulse.last)),
+            since_ms: u64::try_from(now.since(self.role_since).as_millis()).unwrap_or(u64::MAX),
+            note: self.status_note(),
+        }
+    }
+
+    fn status_note(&self) -> String {
+        if let Some(note) = self.repairing.note() {
+            return note;
+        }
+        match (&self.awaited, &self.role) {
+            (Some(awaited), Role::Waiting) => self.describe_awaited(awaited),
+            _ if self.disk_low => "the disk is nearly full".to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    // -- Running ------------------------------------------------------------------------------------------------
+
+    /// Moves the clock on, and notices when this process did not run for longer than the suspicion timeout (V2).
+    fn run_at(&mut self, now: Instant) {
+        let gap = now.since(self.now);
+        self.now = self.now.max(now);
+        if gap <= SUSPICION || matches!(self.role, Role::Starting | Role::Stopped) {
+            return;
+        }
+        self.whole_life = false;
+        self.pre_vote = None;
+        self.probing.clear();
+        for peer in self.peers.values_mut() {
+            peer.on_pause(now);
+        }
+        self.effects.push_back(Effect::ResetLinks);
+        self.warn(format!(
+            "this process did not run for {} ms: others may have gone on without it",
+            gap.as_millis()
+        ));
+    }
+
+    fn on_tick(&mut self) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.send_heartbeat(peer);
+        }
+        match &self.role {
+            Role::Primary(_) => self.tick_primary(),
+            Role::Backup | Role::Learner(_) => self.tick_follower(),
+            Role::Candidate(_) => self.tick_candidate(),
+            Role::Installing(_) => self.tick_installing(),
+            Role::Waiting => self.tick_waiting(),
+            Role::Starting | Role::Stopped => {}
+        }
+        self.tick_pre_vote();
+        self.tick_repair();
+        self.tick_stop();
+        self.maybe_begin_checkpoint();
+        self.maybe_note_commit();
+    }
+
+    /// Looks whether what is believed of the others calls for a step, after each event.
+    fn evaluate(&mut self) {
+        self.settle_probes();
+        match &self.role {
+            Role::Primary(_) => self.maybe_reconfigure(),
+            Role::Candidate(_) => self.check_candidate(),
+            Role::Backup | Role::Waiting | Role::Learner(_) => self.maybe_attempt(),
+            Role::Installing(_) => self.check_installing(),
+            Role::Starting | Role::Stopped => {}
+        }
+    }
+
+    fn on_link(&mut self, from: ServerId, state: LinkState) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.on_link(now, state);
+        if state == LinkState::Up && !matches!(self.role, Role::Starting) {
+            self.send_heartbeat(from);
+            self.repeat_to(from);
+        }
+    }
+
+    fn on_message(&mut self, from: ServerId, message: PeerMessage) {
+        let now = self.now;
+        if matches!(self.role, Role::Starting) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.on_heard(now);
+        match message {
+            PeerMessage::Heartbeat { nonce, pulse } => self.on_heartbeat(from, nonce, pulse),
+            PeerMessage::HeartbeatOk { nonce, pulse } => self.on_heartbeat_ok(from, nonce, pulse),
+            PeerMessage::Prepare { view, previous, entries, commit } => {
+                self.on_prepare(from, view, previous, &entries, commit);
+            }
+            PeerMessage::PrepareOk { view, incarnation, synced } => {
+                self.on_prepare_ok(from, view, incarnation, synced);
+            }
+            PeerMessage::Barrier { view, nonce } => self.on_barrier(from, view, nonce),
+            PeerMessage::BarrierOk { view, nonce, incarnation } => {
+                self.on_barrier_ok(from, view, nonce, incarnation);
+            }
+            PeerMessage::PreVote { nonce } => self.on_pre_vote(from, nonce),
+            PeerMessage::PreVoteOk { nonce, veto, report } => self.on_pre_vote_ok(from, nonce, veto, report),
+            PeerMessage::Propose { number, dropping } => self.on_propose(from, number, &dropping),
+            PeerMessage::Promise { number, report } => self.on_promise(from, number, report),
+            PeerMessage::Refuse { number, promised } => self.on_refuse(number, promised),
+            PeerMessage::NewView { cluster, view, start, views } => {
+                self.on_new_view(from, cluster, view, start, views);
+            }
+            PeerMessage::NewViewOk { number, incarnation } => self.on_new_view_ok(from, number, incarnation),
+            PeerMessage::Fetch { view, last, views } => self.on_fetch(from, view, last, &views),
+            PeerMessage::Fetched { view, previous, entries, commit, last } => {
+                self.on_fetched(from, view, previous, &entries, commit, last);
+            }
+            PeerMessage::Diverged { view, shared } => self.on_diverged(from, view, shared),
+            PeerMessage::UseCheckpoint { view, index } => self.on_use_checkpoint(from, view, index),
+            PeerMessage::FetchCheckpoint { view, index, offset } => {
+                self.on_fetch_checkpoint(from, view, index, offset);
+            }
+            PeerMessage::CheckpointPart { view, index, offset, total, bytes } => {
+                self.on_checkpoint_part(from, view, index, offset, total, bytes);
+            }
+            PeerMessage::FetchRows { after, through } => self.on_fetch_rows(from, after, through),
+            PeerMessage::Rows { after, entries } => self.on_rows(from, after, entries),
+        }
+    }
+
+    fn on_synced(&mut self, through: WriteId) {
+        self.log.mark_synced(through);
+        while self.held.front().is_some_and(|(id, _)| *id <= through) {
+            let (_, held) = self.held.pop_front().expect("there is a first one");
+            match held {
+                Held::Started => self.on_started(),
+                Held::Promise { to, number, earlier } => self.tell_promise(to, number, earlier),
+                Held::OwnPromise(number) => self.on_own_promise(number),
+                Held::Installed { leader, number } => self.on_installed(leader, number),
+            }
+        }
+        match &self.role {
+            Role::Primary(_) => self.advance_commit(),
+            Role::Backup => self.acknowledge_synced(),
+            _ => {}
+        }
+    }
+
+    // -- Writing and sending ------------------------------------------------------------------------------------
+
+    fn write(&mut self, write: Write) -> WriteId {
+        self.flush_batch();
+        self.next_write += 1;
+        let id = WriteId(self.next_write);
+        if !self.disk_failed {
+            self.effects.push_back(Effect::Write { id, write });
+        }
+        id
+    }
+
+    fn persist_hard(&mut self) -> WriteId {
+        self.write(Write::HardState(self.hard.clone()))
+    }
+
+    fn send(&mut self, to: ServerId, message: PeerMessage) {
+        debug_assert_ne!(to, self.me, "a server does not write to itself");
+        self.effects.push_back(Effect::Send { to, message });
+    }
+
+    fn send_to_peers(&mut self, message: &PeerMessage) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.send(peer, message.clone());
+        }
+    }
+
+    fn say(&mut self, text: String) {
+        self.effects.push_back(Effect::Notice(Notice { warning: false, text, ready: false }));
+    }
+
+    fn warn(&mut self, text: String) {
+        self.effects.push_back(Effect::Notice(Notice { warning: true, text, ready: false }));
+    }
+
+    fn say_ready(&mut self, text: String) {
+        let ready = !std::mem::replace(&mut self.said_ready, true);
+        self.effects.push_back(Effect::Notice(Notice { warning: false, text, ready }));
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        self.role = Role::Stopped;
+        self.effects.push_back(Effect::Exit(exit));
+    }
+
+    fn nonce(&mut self) -> u64 {
+        self.next_nonce += 1;
+        self.next_nonce
+    }
+
+    fn become_role(&mut self, role: Role) {
+        self.role = role;
+        self.role_since = self.now;
+    }
+
+    /// D2: never retry, never acknowledge; leave the view and exit. A sole member turns read-only.
+    fn on_write_failed(&mut self, error: &str) {
+        self.disk_failed = true;
+        let alone = self.view.members.len() == 1 && matches!(self.role, Role::Primary(_));
+        if alone {
+            self.warn(format!("the disk failed ({error}): as the only member this server goes on read-only"));
+            self.interrupt_requests();
+        } else {
+            self.exit(Exit::Disk(error.to_owned()));
+        }
+    }
+
+    // -- Heartbeats: who lives, and how (N7, N9, V2, V11) ----------------------------------------------------------
+
+    fn send_heartbeat(&mut self, to: ServerId) {
+        self.flush_batch();
+        let (nonce, now, pulse) = (self.nonce(), self.now, self.pulse_for(to));
+        self.peers.get_mut(&to).expect("a configured server").begin_heartbeat(now, nonce);
+        self.send(to, PeerMessage::Heartbeat { nonce, pulse });
+    }
+
+    fn on_heartbeat(&mut self, from: ServerId, nonce: u64, pulse: Pulse) {
+        let answer = PeerMessage::HeartbeatOk { nonce, pulse: self.pulse_for(from) };
+        self.send(from, answer);
+        self.on_pulse(from, pulse);
+    }
+
+    fn on_heartbeat_ok(&mut self, from: ServerId, nonce: u64, pulse: Pulse) {
+        let begun = self.peers.get_mut(&from).and_then(|peer| peer.end_heartbeat(nonce));
+        if let Some(begun) = begun {
+            self.veto_probed(from, begun, &pulse);
+        }
+        self.on_pulse(from, pulse);
+    }
+
+    fn pulse_for(&self, to: ServerId) -> Pulse {
+        let known = self.peers.get(&to).map_or(Incarnation(0), |peer| peer.incarnation);
+        Pulse {
+            cluster: self.hard.cluster,
+            incarnation: self.hard.incarnation,
+            known_incarnation: known,
+            standpoint: self.standpoint(),
+            view: self.view.number,
+            member: self.view.member(to).is_some_and(|member| member.incarnation == known),
+            primary: self.leader(),
+            last: self.log.last().index,
+            synced: self.log.synced(),
+            commit: self.commit,
+            sync_age_ms: 0,
+            broken: !self.whole_life || self.hard.promised != self.view.number,
+            disk_low: self.disk_low,
+            leaving: self.stopping.is_some(),
+        }
+    }
+
+    fn standpoint(&self) -> Standpoint {
+        match &self.role {
+            _ if self.hard.cluster.is_none() => Standpoint::Empty,
+            Role::Primary(_) => Standpoint::Primary,
+            Role::Backup if self.hard.promised == self.view.number => Standpoint::Backup,
+            Role::Learner(_) => Standpoint::Learner,
+            _ => Standpoint::Waiting,
+        }
+    }
+
+    fn on_pulse(&mut self, from: ServerId, pulse: Pulse) {
+        if let (Some(own), Some(theirs)) = (self.hard.cluster, pulse.cluster)
+            && own != theirs
+        {
+            return self.on_foreign_cluster(from, theirs);
+        }
+        let now = self.now;
+        let peer = self.peers.get_mut(&from).expect("a configured server");
+        let known = peer.incarnation;
+        if !peer.on_pulse(now, pulse.clone()) {
+            return debug!(%from, "ignored: a heartbeat of an earlier life");
+        }
+        if pulse.incarnation > known {
+            self.note_incarnation(from, pulse.incarnation);
+        }
+        if pulse.known_incarnation > self.hard.incarnation {
+            return self.on_restored_disk(from, pulse.known_incarnation);
+        }
+        self.counter_heard = self.counter_heard.max(pulse.view.counter);
+        if pulse.standpoint == Standpoint::Primary {
+            self.on_primary_heard(from, &pulse);
+        }
+        if matches!(self.role, Role::Primary(_)) && pulse.view == self.view.number {
+            if pulse.standpoint == Standpoint::Backup {
+                self.on_prepare_ok(from, pulse.view, pulse.incarnation, pulse.synced);
+            }
+        } else if matches!(self.role, Role::Backup) && from == self.view.primary() {
+            self.on_primary_pulse(from, &pulse);
+        }
+    }
+
+    /// V6: what others know of this server's lives must not be forgotten by a crash of theirs.
+    fn note_incarnation(&mut self, server: ServerId, incarnation: Incarnation) {
+        self.hard.incarnations.retain(|member| member.server != server);
+        self.hard.incarnations.push(Member { server, incarnation });
+        self.hard.incarnations.sort_unstable();
+        if self.hard.cluster.is_some() {
+            self.persist_hard();
+        }
+    }
+
+    /// V6: others know a later life of this server than its disk does. What the disk has lost, nobody can tell.
+    fn on_restored_disk(&mut self, from: ServerId, known: Incarnation) {
+        self.warn(format!(
+            "server {from} knows start {} of this server, its own disk only start {}: the directory was wiped or \
+             restored from a copy, so it counts for nothing until it has caught up",
+            known.0, self.hard.incarnation.0
+        ));
+        self.hard.incarnation = Incarnation(known.0 + 1);
+        self.hard.standing = Standing::Partial;
+        self.whole_life = false;
+        self.persist_hard();
+        if !matches!(self.role, Role::Waiting | Role::Learner(_)) {
+            self.become_waiting();
+        }
+    }
+
+    // -- Evidence (V11) ---------------------------------------------------------------------------------------------
+
+    /// V11: silence of the suspicion timeout, and 3 s more for whoever reaches less than a majority.
+    fn silence_timeout(&self) -> Duration {
+        let heard = |peer: &&Peer| !peer.is_silent_for(self.now, SUSPICION) && !peer.is_refused();
+        let reached = 1 + self.peers.values().filter(heard).count();
+        let refused = self.peers.values().filter(|peer| peer.is_refused()).count();
+        let majority = self.configured.len() / 2 + 1;
+        // Whoever is refused is dead for certain: only the silent ones may be a majority that goes on elsewhere.
+        let silent = self.configured.len() - reached - refused;
+        if reached >= majority || silent == 0 { SUSPICION } else { SUSPICION + MINORITY_GRACE }
+    }
+
+    /// V11: known dead, by a refused connection or by silence.
+    fn is_dead(&self, server: ServerId) -> bool {
+        let Some(peer) = self.peers.get(&server) else { return false };
+        (self.config.evidence && peer.is_refused()) || peer.is_silent_for(self.now, self.silence_timeout())
+    }
+
+    fn dead(&self) -> BTreeSet<ServerId> {
+        self.configured.iter().copied().filter(|&server| self.is_dead(server)).collect()
+    }
+
+    /// Whether the life that was a member of the installed view is over.
+    fn is_gone(&self, member: Member) -> bool {
+        member.server != self.me
+            && (self.is_dead(member.server)
+                || self.peers.get(&member.server).is_some_and(|peer| peer.incarnation > member.incarnation))
+    }
+
+    /// V2: whether this server is continuous. A primary must have been in touch with each member that is gone, a
+    /// backup with its primary.
+    fn is_continuous(&self) -> bool {
+        let in_touch = |member: &Member| {
+            member.server == self.me
+                || self.peers.get(&member.server).is_some_and(|peer| {
+                    let silence = self.is_dead(member.server) && !peer.is_refused();
+                    peer.was_in_touch(self.now, member.incarnation, silence)
+                })
+        };
+        if !self.whole_life {
+            return false;
+        }
+        if self.view.primary() == self.me {
+            self.view.members.iter().filter(|member| self.is_gone(**member)).all(in_touch)
+        } else {
+            self.view.member(self.view.primary()).as_ref().is_some_and(in_touch)
+        }
+    }
+
+    /// What this server says of itself in a view change.
+    fn report(&self) -> Report {
+        Report {
+            incarnation: self.hard.incarnation,
+            promised: self.hard.promised,
+            outstanding: self.hard.outstanding.clone(),
+            installed: self.view.clone(),
+            last: self.log.last(),
+            standing: self.hard.standing,
+            continuous: self.is_continuous(),
+            empty: self.hard.cluster.is_none() || self.repairing.is_under_way(),
+        }
+    }
+
+    /// Who leads, as far as this server knows.
+    fn leader(&self) -> Option<ServerId> {
+        match &self.role {
+            Role::Primary(_) => Some(self.me),
+            Role::Backup => Some(self.view.primary()),
+            Role::Learner(learner) => Some(learner.leader),
+            _ => None,
+        }
+    }
+
+    // -- Applying ---------------------------------------------------------------------------------------------------
+
+    /// Moves the commit index on, and applies (N7: applied never runs ahead of commit).
+    fn commit_through(&mut self, index: LogIndex) {
+        let index = index.min(self.log.last().index);
+        if index <= self.commit {
+            return;
+        }
+        self.commit = index;
+        while self.state.index() < self.commit {
+            let next = self.state.index().next();
+            let entry = Arc::clone(self.log.entry(next).expect("what is not applied is in memory"));
+            self.checkpointing.on_applied(self.now, entry.bytes.len() as u64);
+            let outcome = self.state.apply(entry.index, entry.unix_ms, entry.chain, &entry.operation);
+            self.on_applied(&entry, outcome);
+        }
+        self.log.forget_applied(self.state.index());
+    }
+
+    /// Now and then notes the commit index on disk, so that recovery can apply as it reads.
+    fn maybe_note_commit(&mut self) {
+        const NOTED_EVERY: u64 = 1024;
+        if self.commit_noted.distance_to(self.commit) >= NOTED_EVERY {
+            self.commit_noted = self.commit;
+            self.write(Write::Commit(self.commit));
+        }
     }
 }

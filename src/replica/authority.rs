@@ -1,0 +1,235 @@
+//! The view authority: who may install a view. The one replaceable decision of the protocol.
+//!
+//! Three servers without outside help cannot both survive two crashes and stay consistent under a partition. This
+//! authority, *fail-stop*, counts silence as a crash, after care (V11). An external arbiter would replace
+//! [`may_form`] and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::message::{Report, Standing, View};
+use crate::types::{Incarnation, ServerId};
+
+/// All that the decision rests on.
+#[derive(Debug)]
+pub(super) struct Ballot<'a> {
+    /// Everyone in the cluster list.
+    pub(super) configured: &'a [ServerId],
+    /// Those that are known dead (V11).
+    pub(super) dead: &'a BTreeSet<ServerId>,
+    /// What the others and the candidate itself report.
+    pub(super) reports: &'a BTreeMap<ServerId, Report>,
+    /// The highest incarnation known of each server.
+    pub(super) incarnations: &'a BTreeMap<ServerId, Incarnation>,
+    /// The cold start has waited long enough: go on with everyone who answers, provisionally.
+    pub(super) waited: bool,
+}
+
+/// A view may be formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Formation {
+    /// The highest installed view, V* (V3).
+    pub(super) installed: View,
+    /// Those whose log may start the view (V3).
+    pub(super) sources: Vec<ServerId>,
+    /// The source with the longest log: that log starts the view (V4).
+    pub(super) longest: ServerId,
+    /// Not everyone who may hold acknowledged entries has answered.
+    pub(super) provisional: bool,
+}
+
+/// No view may be formed yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Awaited {
+    /// Whose answer is missing.
+    pub(super) servers: Vec<ServerId>,
+    /// Why it is needed.
+    pub(super) why: &'static str,
+}
+
+/// Decides whether the answers suffice to form a view (V3, V4, V5, V6, D4).
+///
+/// # Errors
+/// Whose answers are awaited, and why.
+pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
+    let silent: Vec<_> = ballot
+        .configured
+        .iter()
+        .copied()
+        .filter(|server| !ballot.reports.contains_key(server) && !ballot.dead.contains(server))
+        .collect();
+    if !silent.is_empty() && !ballot.waited {
+        return Err(Awaited { servers: silent, why: "neither answers nor is known to be dead" });
+    }
+    // V3. A damaged disk is never a source, but the view it remembers has existed.
+    let installed = ballot.reports.values().map(|report| &report.installed).max_by_key(|view| view.number);
+    let Some(installed) = installed.filter(|view| view.exists()).cloned() else {
+        return Err(Awaited { servers: others(ballot), why: "knows of a view" });
+    };
+    let missing = missing_witnesses(ballot, &installed);
+    let sources = sources(ballot, &installed, missing.is_empty());
+    let Some(longest) = longest(ballot, &sources) else {
+        let why = "holds the last view whole";
+        return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
+    };
+    let continuous = sources.iter().any(|source| ballot.reports[source].continuous);
+    if !continuous && !missing.is_empty() && !ballot.waited {
+        return Err(Awaited { servers: missing, why: "may have acknowledged later messages" });
+    }
+    let provisional = !silent.is_empty() || (!continuous && !missing.is_empty());
+    Ok(Formation { installed, sources, longest, provisional })
+}
+
+/// Those whose answer is missing before the last process to fail is surely among the answerers (V5).
+fn missing_witnesses(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
+    let mut witnesses: BTreeSet<_> = installed.members.iter().map(|member| member.server).collect();
+    for report in ballot.reports.values().filter(|report| report.promised > installed.number) {
+        witnesses.extend(&report.outstanding);
+    }
+    witnesses.into_iter().filter(|server| !answers_properly(ballot, *server)).collect()
+}
+
+/// V6: a wiped or restored disk has never "answered".
+fn answers_properly(ballot: &Ballot<'_>, server: ServerId) -> bool {
+    ballot.reports.get(&server).is_some_and(|report| {
+        report.standing != Standing::Partial
+            && !report.empty
+            && ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
+    })
+}
+
+/// V3 with D4: a suspect disk is a source only if there is no whole one and everyone who matters has answered.
+fn sources(ballot: &Ballot<'_>, installed: &View, all_answered: bool) -> Vec<ServerId> {
+    let holding = |standing: Standing| -> Vec<ServerId> {
+        let holds = |server: &ServerId, report: &Report| {
+            report.installed.number == installed.number
+                && report.standing == standing
+                && answers_properly(ballot, *server)
+        };
+        ballot
+            .reports
+            .iter()
+            .filter(|(server, report)| holds(server, report))
+            .map(|(server, _)| *server)
+            .collect()
+    };
+    let whole = holding(Standing::Whole);
+    if whole.is_empty() && all_answered { holding(Standing::Suspect) } else { whole }
+}
+
+/// V4: the longest log among the sources; of equal ones the first listed.
+fn longest(ballot: &Ballot<'_>, sources: &[ServerId]) -> Option<ServerId> {
+    let length = |server: &ServerId| {
+        let last = ballot.reports[server].last;
+        (last.view, last.index)
+    };
+    sources.iter().copied().rev().max_by_key(length)
+}
+
+fn others(ballot: &Ballot<'_>) -> Vec<ServerId> {
+    ballot.configured.iter().copied().filter(|server| !answers_properly(ballot, *server)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Position;
+    use crate::types::{LogIndex, Member, ViewNumber};
+
+    const ALL: [ServerId; 3] = [ServerId(1), ServerId(2), ServerId(3)];
+
+    fn view(counter: u32, proposer: u8, members: &[u8]) -> View {
+        let member = |&id| Member { server: ServerId(id), incarnation: Incarnation(1) };
+        View {
+            number: ViewNumber { counter, proposer: ServerId(proposer) },
+            members: members.iter().map(member).collect(),
+        }
+    }
+
+    fn report(installed: &View, last: u64) -> Report {
+        Report {
+            incarnation: Incarnation(1),
+            promised: installed.number,
+            outstanding: Vec::new(),
+            installed: installed.clone(),
+            last: Position { index: LogIndex(last), view: installed.number, chain: 0 },
+            standing: Standing::Whole,
+            continuous: false,
+            empty: false,
+        }
+    }
+
+    fn decide(reports: &[(u8, Report)], dead: &[u8]) -> Result<Formation, Awaited> {
+        may_form(&Ballot {
+            configured: &ALL,
+            dead: &dead.iter().map(|&id| ServerId(id)).collect(),
+            reports: &reports.iter().map(|(id, report)| (ServerId(*id), report.clone())).collect(),
+            incarnations: &ALL.iter().map(|&id| (id, Incarnation(1))).collect(),
+            waited: false,
+        })
+    }
+
+    #[test]
+    fn a_continuous_survivor_goes_on_alone() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let mut survivor = report(&last, 9);
+        survivor.continuous = true;
+        let formation = decide(&[(3, survivor)], &[1, 2]).unwrap();
+        assert_eq!((formation.longest, formation.provisional), (ServerId(3), false));
+    }
+
+    #[test]
+    fn a_restarted_server_waits_for_all_members_of_the_last_view() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let awaited = decide(&[(3, report(&last, 9))], &[1, 2]).unwrap_err();
+        assert_eq!(awaited.servers, [ServerId(1), ServerId(2)]);
+    }
+
+    #[test]
+    fn the_longest_log_among_the_holders_of_the_highest_view_wins() {
+        let (old, new) = (view(7, 1, &[1, 2, 3]), view(8, 2, &[2, 3]));
+        let reports = [(1, report(&old, 90)), (2, report(&new, 20)), (3, report(&new, 30))];
+        let formation = decide(&reports, &[]).unwrap();
+        assert_eq!((formation.sources, formation.longest), (vec![ServerId(2), ServerId(3)], ServerId(3)));
+    }
+
+    #[test]
+    fn an_outstanding_candidate_must_be_heard() {
+        let last = view(7, 1, &[2]);
+        let mut promised = report(&last, 9);
+        promised.promised = ViewNumber { counter: 8, proposer: ServerId(3) };
+        promised.outstanding = vec![ServerId(3)];
+        assert_eq!(decide(&[(2, promised)], &[1, 3]).unwrap_err().servers, [ServerId(3)]);
+    }
+
+    #[test]
+    fn a_wiped_or_restored_disk_has_never_answered() {
+        let last = view(7, 1, &[1, 2]);
+        let mut wiped = report(&View::default(), 0);
+        wiped.standing = Standing::Partial;
+        assert_eq!(decide(&[(1, wiped), (2, report(&last, 9))], &[3]).unwrap_err().servers, [ServerId(1)]);
+        let mut restored = report(&last, 5);
+        restored.incarnation = Incarnation(0);
+        assert_eq!(decide(&[(1, restored), (2, report(&last, 9))], &[3]).unwrap_err().servers, [ServerId(1)]);
+    }
+
+    #[test]
+    fn a_suspect_disk_counts_only_when_no_whole_one_can_come() {
+        let last = view(7, 1, &[1, 2]);
+        let mut suspect = report(&last, 9);
+        suspect.standing = Standing::Suspect;
+        let whole = report(&last, 8);
+        let formation = decide(&[(1, suspect.clone()), (2, whole)], &[3]).unwrap();
+        assert_eq!(formation.sources, [ServerId(2)]);
+        assert!(decide(&[(1, suspect.clone())], &[2, 3]).is_err());
+        let formation = decide(&[(1, suspect.clone()), (2, suspect)], &[3]).unwrap();
+        assert_eq!(formation.longest, ServerId(1));
+    }
+
+    #[test]
+    fn silence_is_waited_for() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let mut survivor = report(&last, 9);
+        survivor.continuous = true;
+        assert_eq!(decide(&[(3, survivor)], &[1]).unwrap_err().servers, [ServerId(2)]);
+    }
+}

@@ -1,0 +1,494 @@
+//! Catch-up is pulled (T1): entries from the log, a checkpoint where the log no longer reaches (T3), single rows where
+//! the disk has rotted (D4).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tracing::debug;
+
+use crate::config::SUSPICION;
+use crate::message::{
+    CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, ViewStart, Write,
+};
+use crate::time::Instant;
+use crate::types::{LogIndex, ServerId, ViewNumber};
+
+use super::backup::Misfit;
+use super::{Effect, Exit, ReadId, Replica, Role};
+
+/// A learner that has all there is asks again after this long.
+const POLLED_EVERY: Duration = Duration::from_millis(50);
+/// A question that is not answered within this time is repeated.
+const REPEATED_AFTER: Duration = Duration::from_millis(500);
+
+/// A server that follows without being counted.
+#[derive(Debug)]
+pub(super) struct Learner {
+    pub(super) leader: ServerId,
+    pub(super) view: ViewNumber,
+    /// When the leader last said that it leads.
+    pub(super) heard: Instant,
+    /// When something was last asked for, and whether the answer is still awaited.
+    asked: Instant,
+    awaits: bool,
+    /// A checkpoint on its way.
+    receiving: Option<Receiving>,
+    /// Entries still missing when progress was last said.
+    said_missing: u64,
+}
+
+/// A checkpoint on its way from the leader.
+#[derive(Debug)]
+struct Receiving {
+    index: LogIndex,
+    offset: u64,
+    total: u64,
+    /// All of it is here and is being put in place.
+    installing: bool,
+}
+
+impl Learner {
+    pub(super) fn new(leader: ServerId, view: ViewNumber, now: Instant) -> Self {
+        Self { leader, view, heard: now, asked: now, awaits: true, receiving: None, said_missing: 0 }
+    }
+
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receiving.is_some()
+    }
+}
+
+/// A read for a peer.
+#[derive(Debug)]
+pub(super) enum PeerRead {
+    /// Answers a fetch.
+    Entries { to: ServerId, view: ViewNumber },
+    /// Answers a request for rows.
+    Rows { to: ServerId, after: Position },
+    /// Answers a request for a part of a checkpoint.
+    Checkpoint { to: ServerId, view: ViewNumber, index: LogIndex, offset: u64 },
+}
+
+/// Rotten rows that are being filled in (D4).
+#[derive(Debug)]
+pub(super) struct Repairing {
+    gaps: Vec<(Position, LogIndex)>,
+    /// What has come so far for the first gap.
+    rows: Vec<Arc<Entry>>,
+    asked: Option<Instant>,
+    /// Servers that have not got the rows either.
+    without: BTreeSet<ServerId>,
+    writing: bool,
+}
+
+impl Repairing {
+    pub(super) fn new(gaps: Vec<(Position, LogIndex)>) -> Self {
+        Self { gaps, rows: Vec::new(), asked: None, without: BTreeSet::new(), writing: false }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
+    pub(super) fn note(&self) -> Option<String> {
+        let (after, through) = self.gaps.first()?;
+        let without =
+            if self.without.is_empty() { "" } else { "; at least one server has not got them either" };
+        Some(format!(
+            "entries {} to {through} are rotten on this disk: asks the others{without}",
+            after.index.next()
+        ))
+    }
+}
+
+impl Replica {
+    // -- Asking -------------------------------------------------------------------------------------------------------
+
+    pub(super) fn send_fetch(&mut self, to: ServerId, view: ViewNumber) {
+        let now = self.now;
+        if let Role::Learner(learner) = &mut self.role {
+            learner.asked = now;
+            learner.awaits = true;
+        }
+        let (last, views) = (self.log.last(), self.log.recent_views());
+        self.send(to, PeerMessage::Fetch { view, last, views });
+    }
+
+    pub(super) fn tick_learner(&mut self) {
+        let Role::Learner(learner) = &self.role else { return };
+        let (leader, view) = (learner.leader, learner.view);
+        if self.now.since(learner.heard) >= SUSPICION * 2 && !self.is_dead(leader) {
+            return self.become_waiting(); // It lives, but leads no more.
+        }
+        let idle = self.now.since(learner.asked);
+        if idle < if learner.awaits { REPEATED_AFTER } else { POLLED_EVERY } {
+            return;
+        }
+        match &learner.receiving {
+            Some(receiving) if receiving.installing => {}
+            Some(receiving) => {
+                let (index, offset) = (receiving.index, receiving.offset);
+                self.fetch_checkpoint(index, offset);
+            }
+            None => self.send_fetch(leader, view),
+        }
+    }
+
+    fn fetch_checkpoint(&mut self, index: LogIndex, offset: u64) {
+        let now = self.now;
+        let Role::Learner(learner) = &mut self.role else { return };
+        (learner.asked, learner.awaits) = (now, true);
+        let (leader, view) = (learner.leader, learner.view);
+        self.send(leader, PeerMessage::FetchCheckpoint { view, index, offset });
+    }
+
+    // -- Answering ----------------------------------------------------------------------------------------------------
+
+    /// Whether this server's log is the one to fetch from under this number: it leads the view or negotiates it, or
+    /// it is a source that has promised the number to the asking leader (V4).
+    fn gives_log(&self, to: ServerId, view: ViewNumber) -> bool {
+        let leads = self.view.number == view && view.proposer == self.me;
+        let source = self.hard.promised == view && view.proposer == to;
+        leads && matches!(self.role, Role::Primary(_) | Role::Candidate(_)) || source
+    }
+
+    pub(super) fn on_fetch(&mut self, from: ServerId, view: ViewNumber, last: Position, views: &[ViewStart]) {
+        if !self.gives_log(from, view) {
+            return debug!(%from, %view, "ignored: a fetch for a view that is not this server's");
+        }
+        self.flush_batch();
+        // T2: the point of divergence is the end of the last view both share.
+        let shared = self.log.shared_with(last, views);
+        if shared < last.index {
+            return self.send(from, PeerMessage::Diverged { view, shared });
+        }
+        let now = self.now;
+        self.peers.get_mut(&from).expect("a configured server").fetched = Some((last.index, now));
+        if let (Some(previous), Some(entries)) =
+            (self.log.position(last.index), self.log.batch_after(last.index))
+        {
+            if previous != last {
+                // The chain tells what the views do not: these are two logs. A checkpoint makes them one.
+                return self.offer_checkpoint(from, view);
+            }
+            let (commit, last) = (self.commit, self.log.last().index);
+            return self.send(from, PeerMessage::Fetched { view, previous, entries, commit, last });
+        }
+        if last.index < self.log.disk_base.index {
+            return self.offer_checkpoint(from, view);
+        }
+        let already = |read: &PeerRead| matches!(read, PeerRead::Entries { to, .. } if *to == from);
+        if !self.reads.values().any(already) {
+            let read = Read::Entries { first: last.index.next(), through: self.log.synced() };
+            self.begin_read(PeerRead::Entries { to: from, view }, read);
+        }
+    }
+
+    fn begin_read(&mut self, peer_read: PeerRead, read: Read) {
+        let id = ReadId(self.nonce());
+        self.reads.insert(id, peer_read);
+        self.effects.push_back(Effect::Read { id, read });
+    }
+
+    /// T3: who has lost its place starts from a checkpoint; one is made if there is none.
+    fn offer_checkpoint(&mut self, to: ServerId, view: ViewNumber) {
+        let index = self.checkpointing.newest();
+        if index == LogIndex::ZERO || index < self.log.disk_base.index {
+            self.checkpointing.want_now();
+        } else {
+            self.send(to, PeerMessage::UseCheckpoint { view, index });
+        }
+    }
+
+    pub(super) fn on_read_done(&mut self, id: ReadId, result: ReadResult) {
+        let Some(read) = self.reads.remove(&id) else { return };
+        match (read, result) {
+            (PeerRead::Entries { to, view }, ReadResult::Entries { previous, entries }) => {
+                if entries.is_empty() {
+                    return self.offer_checkpoint(to, view);
+                }
+                let (commit, last) = (self.commit, self.log.last().index);
+                self.send(to, PeerMessage::Fetched { view, previous, entries, commit, last });
+            }
+            (PeerRead::Rows { to, after }, ReadResult::Entries { previous, entries }) => {
+                let entries = if previous == after { entries } else { Vec::new() };
+                self.send(to, PeerMessage::Rows { after, entries });
+            }
+            (PeerRead::Checkpoint { to, view, index, offset }, ReadResult::Checkpoint { total, bytes }) => {
+                self.send(to, PeerMessage::CheckpointPart { view, index, offset, total, bytes });
+            }
+            (_, ReadResult::Failed(error)) => self.warn(format!("a read for another server failed: {error}")),
+            (read, _) => unreachable!("a read brought something else than asked: {read:?}"),
+        }
+    }
+
+    /// Index 0 asks for the newest one.
+    pub(super) fn on_fetch_checkpoint(
+        &mut self,
+        from: ServerId,
+        view: ViewNumber,
+        index: LogIndex,
+        offset: u64,
+    ) {
+        if self.gives_log(from, view) {
+            let index = if index == LogIndex::ZERO { self.checkpointing.newest() } else { index };
+            if index == LogIndex::ZERO || index < self.log.disk_base.index {
+                self.checkpointing.want_now();
+                let (total, bytes) = (0, Bytes::new());
+                return self.send(from, PeerMessage::CheckpointPart { view, index, offset, total, bytes });
+            }
+            let now = self.now;
+            self.checkpointing.keep_for_learner(now);
+            let read = Read::Checkpoint { index, offset };
+            self.begin_read(PeerRead::Checkpoint { to: from, view, index, offset }, read);
+        }
+    }
+
+    // -- Taking in ----------------------------------------------------------------------------------------------------
+
+    /// Whether something that was fetched is still wanted from this server under this number.
+    fn awaits_from(&self, from: ServerId, view: ViewNumber) -> bool {
+        match &self.role {
+            Role::Learner(learner) => learner.leader == from && learner.view == view,
+            Role::Installing(installing) => installing.leader == from && installing.view.number == view,
+            Role::Backup => self.view.number == view && from == view.proposer && self.hard.promised == view,
+            Role::Candidate(_) => self.fetches_from(from) == Some(view),
+            _ => false,
+        }
+    }
+
+    pub(super) fn on_fetched(
+        &mut self,
+        from: ServerId,
+        view: ViewNumber,
+        previous: Position,
+        entries: &[Arc<Entry>],
+        commit: LogIndex,
+        last: LogIndex,
+    ) {
+        if !self.awaits_from(from, view) {
+            return debug!(%from, %view, "ignored: entries that were asked for earlier");
+        }
+        let fits = self.append_from_peer(previous, entries);
+        if fits == Err(Misfit::OtherLog) && matches!(self.role, Role::Learner(_)) {
+            return self.start_from_checkpoint("its log is not the leader's");
+        }
+        match &mut self.role {
+            Role::Learner(learner) => {
+                learner.awaits = false;
+                self.commit_through(commit);
+                self.continue_learning(last);
+            }
+            Role::Installing(_) => self.continue_installing(),
+            Role::Candidate(_) => self.on_candidate_fetched(),
+            Role::Backup => {
+                self.fetch_asked = None;
+                self.commit_through(commit);
+                if self.log.last().index < last {
+                    self.fetch_from_primary();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn continue_learning(&mut self, end: LogIndex) {
+        const SAID_EVERY: u64 = 100_000;
+        let missing = self.log.last().index.distance_to(end);
+        let Role::Learner(learner) = &mut self.role else { return };
+        let (leader, view) = (learner.leader, learner.view);
+        if missing.abs_diff(learner.said_missing) >= SAID_EVERY {
+            learner.said_missing = missing;
+            self.say(format!("catches up: {missing} entries to go"));
+        }
+        if missing > 0 {
+            self.send_fetch(leader, view);
+        } else if !self.said_ready {
+            self.say_ready(format!("follows server {leader}, which leads view {view}, as a learner"));
+        }
+    }
+
+    /// V7, R2: what lies above the shared point is not part of the log. It is moved aside, not lost.
+    pub(super) fn on_diverged(&mut self, from: ServerId, view: ViewNumber, shared: LogIndex) {
+        if !self.awaits_from(from, view) {
+            return;
+        }
+        if !matches!(self.role, Role::Learner(_)) {
+            return self.become_waiting();
+        }
+        if shared < self.state.index() || self.log.position(shared).is_none() {
+            return self
+                .start_from_checkpoint("entries that were applied here are not part of the leader's log");
+        }
+        let count = shared.distance_to(self.log.last().index);
+        self.warn(format!(
+            "moves {count} entries above {shared} aside: they are not part of the leader's log"
+        ));
+        self.lose_standing();
+        self.log.truncate(shared);
+        self.write(Write::Truncate { after: shared });
+        self.commit = self.commit.min(shared);
+        self.send_fetch(from, view);
+    }
+
+    /// D5: rows that this disk may have acknowledged are about to go.
+    fn lose_standing(&mut self) {
+        if self.hard.standing != Standing::Partial {
+            self.hard.standing = Standing::Partial;
+            self.persist_hard();
+        }
+    }
+
+    fn start_from_checkpoint(&mut self, why: &str) {
+        let Role::Learner(learner) = &mut self.role else { return };
+        if learner.receiving.is_some() {
+            return;
+        }
+        let leader = learner.leader;
+        learner.receiving = Some(Receiving { index: LogIndex::ZERO, offset: 0, total: 0, installing: false });
+        self.warn(format!("starts from a checkpoint of server {leader}: {why}"));
+        self.lose_standing();
+        self.fetch_checkpoint(LogIndex::ZERO, 0);
+    }
+
+    pub(super) fn on_use_checkpoint(&mut self, from: ServerId, view: ViewNumber, index: LogIndex) {
+        if !self.awaits_from(from, view) {
+            return;
+        }
+        if !matches!(self.role, Role::Learner(_)) {
+            return self.become_waiting();
+        }
+        debug!(%from, %index, "the leader's log no longer reaches back");
+        self.start_from_checkpoint("its log no longer reaches back so far");
+    }
+
+    pub(super) fn on_checkpoint_part(
+        &mut self,
+        from: ServerId,
+        view: ViewNumber,
+        index: LogIndex,
+        offset: u64,
+        total: u64,
+        bytes: Bytes,
+    ) {
+        if !self.awaits_from(from, view) {
+            return;
+        }
+        let Role::Learner(learner) = &mut self.role else { return };
+        learner.awaits = false;
+        let Some(receiving) = &mut learner.receiving else { return };
+        if receiving.installing {
+            return;
+        }
+        if total == 0 {
+            // There is none (yet), or it is gone: ask for the newest one again, a little later.
+            (receiving.index, receiving.offset) = (LogIndex::ZERO, 0);
+            return;
+        }
+        if receiving.index == LogIndex::ZERO && offset == 0 {
+            receiving.index = index;
+        }
+        if index != receiving.index || offset != receiving.offset || bytes.is_empty() {
+            return;
+        }
+        receiving.total = total;
+        receiving.offset += bytes.len() as u64;
+        let (index, next, complete) = (receiving.index, receiving.offset, receiving.offset >= total);
+        receiving.installing = complete;
+        self.checkpointing.expect_answer();
+        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Receive { index, offset, bytes }));
+        if complete {
+            self.checkpointing.expect_answer();
+            self.effects.push_back(Effect::Checkpoint(CheckpointStep::Install { index }));
+        } else {
+            self.fetch_checkpoint(index, next);
+        }
+    }
+
+    /// T5: the received checkpoint is in place, and the log starts after it.
+    pub(super) fn on_checkpoint_installed(&mut self, installed: Installed) {
+        let Installed { state, position, views } = installed;
+        self.say(format!("has taken over a checkpoint as of entry {}", position.index));
+        self.state = state;
+        self.log.restart_after(position, views);
+        self.commit = position.index;
+        self.commit_noted = position.index;
+        let Role::Learner(learner) = &mut self.role else { return };
+        learner.receiving = None;
+        let (leader, view) = (learner.leader, learner.view);
+        self.send_fetch(leader, view);
+    }
+
+    pub(super) fn on_receive_failed(&mut self, error: &str) {
+        self.warn(format!("a checkpoint could not be taken over: {error}"));
+        let now = self.now;
+        if let Role::Learner(learner) = &mut self.role {
+            learner.receiving =
+                Some(Receiving { index: LogIndex::ZERO, offset: 0, total: 0, installing: false });
+            (learner.asked, learner.awaits) = (now, true);
+        }
+    }
+
+    // -- Rotten rows (D4) -----------------------------------------------------------------------------------------------
+
+    pub(super) fn tick_repair(&mut self) {
+        let Some((after, through)) = self.repairing.gaps.first().copied() else { return };
+        let due = self.repairing.asked.is_none_or(|at| self.now.since(at) >= REPEATED_AFTER);
+        if self.repairing.writing || !due {
+            return;
+        }
+        self.repairing.asked = Some(self.now);
+        let after = self.repairing.rows.last().map_or(after, |entry| entry.position());
+        self.send_to_peers(&PeerMessage::FetchRows { after, through });
+    }
+
+    /// Any server that has the rows gives them, whatever view there is.
+    pub(super) fn on_fetch_rows(&mut self, from: ServerId, after: Position, through: LogIndex) {
+        if self.repairing.is_under_way() || self.log.synced() < through {
+            return self.send(from, PeerMessage::Rows { after, entries: Vec::new() });
+        }
+        let already = |read: &PeerRead| matches!(read, PeerRead::Rows { to, .. } if *to == from);
+        if !self.reads.values().any(already) {
+            let read = Read::Entries { first: after.index.next(), through };
+            self.begin_read(PeerRead::Rows { to: from, after }, read);
+        }
+    }
+
+    pub(super) fn on_rows(&mut self, from: ServerId, after: Position, entries: Vec<Arc<Entry>>) {
+        let Some((gap, through)) = self.repairing.gaps.first().copied() else { return };
+        let end = self.repairing.rows.last().map_or(gap, |entry| entry.position());
+        if self.repairing.writing || after != end {
+            return;
+        }
+        if entries.is_empty() {
+            if self.repairing.without.insert(from) && self.repairing.without.len() == self.peers.len() {
+                let note = self.repairing.note().unwrap_or_default();
+                self.warn(format!("{note}; no server has them: restore this directory from a copy, or start with an empty one"));
+            }
+            return;
+        }
+        self.repairing.rows.extend(entries.into_iter().filter(|entry| entry.index <= through));
+        self.repairing.asked = None;
+        if self.repairing.rows.last().is_some_and(|entry| entry.index == through) {
+            self.repairing.writing = true;
+            let entries = std::mem::take(&mut self.repairing.rows);
+            self.effects.push_back(Effect::Repair { after: gap, entries });
+        } else {
+            self.tick_repair();
+        }
+    }
+
+    pub(super) fn on_repaired(&mut self, error: Option<String>) {
+        self.repairing.writing = false;
+        if let Some(error) = error {
+            self.repairing.asked = Some(self.now);
+            return self.warn(format!("rotten rows could not be filled in: {error}"));
+        }
+        self.repairing.gaps.remove(0);
+        if self.repairing.gaps.is_empty() {
+            self.say("the rotten rows are filled in: recovers again".to_owned());
+            self.exit(Exit::Recover);
+        }
+    }
+}

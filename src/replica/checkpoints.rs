@@ -1,0 +1,162 @@
+//! When a checkpoint is taken, and how it leaves the core in slices (T3, T5).
+//!
+//! A checkpoint is taken beside the running server when the log has outgrown the last one, so that the amortised cost
+//! of a write at most doubles; and after a second of quiet while the state is small, so that whoever looks finds a row.
+
+use std::time::Duration;
+
+use crate::config::{CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES};
+use crate::message::{CheckpointResult, CheckpointStep};
+use crate::time::Instant;
+use crate::types::LogIndex;
+
+use super::{Effect, Replica, Role};
+
+/// So long nothing must have been applied before a small state is written just so.
+const QUIET: Duration = Duration::from_secs(1);
+/// So long after a learner last asked, the checkpoint it reads stays.
+const KEPT_FOR_LEARNER: Duration = Duration::from_secs(10);
+/// A failed checkpoint is tried again after this long.
+const RETRIED_AFTER: Duration = Duration::from_secs(60);
+
+/// The checkpoints of this server.
+#[derive(Debug)]
+pub(super) struct Checkpointing {
+    /// The newest complete one, and the one before: the log is cut below the older (T3).
+    newest: LogIndex,
+    older: LogIndex,
+    /// One is under way, as of this index.
+    writing: Option<LogIndex>,
+    /// It has been emitted to its last row.
+    emitted: bool,
+    /// Steps given out and not yet answered.
+    unanswered: u32,
+    /// How many bytes of entries have been applied since the last one.
+    log_bytes: u64,
+    last_applied_at: Instant,
+    wanted: bool,
+    not_before: Instant,
+    read_by_learner: Option<Instant>,
+}
+
+impl Checkpointing {
+    pub(super) fn new(now: Instant, newest: LogIndex) -> Self {
+        Self {
+            newest,
+            older: LogIndex::ZERO,
+            writing: None,
+            emitted: false,
+            unanswered: 0,
+            log_bytes: 0,
+            last_applied_at: now,
+            wanted: false,
+            not_before: now,
+            read_by_learner: None,
+        }
+    }
+
+    pub(super) fn newest(&self) -> LogIndex {
+        self.newest
+    }
+
+    pub(super) fn on_applied(&mut self, now: Instant, bytes: u64) {
+        self.last_applied_at = now;
+        self.log_bytes += bytes;
+    }
+
+    pub(super) fn want_now(&mut self) {
+        self.wanted = true;
+    }
+
+    pub(super) fn keep_for_learner(&mut self, now: Instant) {
+        self.read_by_learner = Some(now);
+    }
+
+    pub(super) fn expect_answer(&mut self) {
+        self.unanswered += 1;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.writing.is_none() && self.unanswered == 0
+    }
+}
+
+impl Replica {
+    pub(super) fn maybe_begin_checkpoint(&mut self) {
+        let applied = self.state.index();
+        let job = &self.checkpointing;
+        let receives = matches!(&self.role, Role::Learner(learner) if learner.is_receiving());
+        if !job.is_idle()
+            || applied <= job.newest
+            || self.now < job.not_before
+            || receives
+            || self.disk_failed
+        {
+            return;
+        }
+        let size = self.state.bytes_estimate();
+        let outgrown = job.log_bytes >= size.max(CHECKPOINT_LOG_BYTES_MIN);
+        let quiet = size < SMALL_STATE_BYTES && self.now.since(job.last_applied_at) >= QUIET;
+        let read = job.read_by_learner.is_some_and(|at| self.now.since(at) < KEPT_FOR_LEARNER);
+        if job.wanted || outgrown || (quiet && !read) || self.stopping.is_some() {
+            self.begin_checkpoint();
+        }
+    }
+
+    fn begin_checkpoint(&mut self) {
+        let index = self.state.index();
+        let Some(position) = self.log.position(index) else { return };
+        self.state.begin_checkpoint();
+        let job = &mut self.checkpointing;
+        (job.writing, job.emitted, job.wanted, job.log_bytes) = (Some(index), false, false, 0);
+        job.expect_answer();
+        let (views, digest) = (self.log.views_through(index), self.state.digest());
+        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Begin { position, views, digest }));
+    }
+
+    pub(super) fn on_checkpoint_done(&mut self, result: CheckpointResult) {
+        self.checkpointing.unanswered = self.checkpointing.unanswered.saturating_sub(1);
+        match result {
+            CheckpointResult::Ok => self.continue_checkpoint(),
+            CheckpointResult::Finished { index, .. } => self.on_checkpoint_finished(index),
+            CheckpointResult::Installed(installed) => {
+                self.checkpointing.newest = installed.position.index;
+                self.checkpointing.older = LogIndex::ZERO;
+                self.on_checkpoint_installed(*installed);
+            }
+            CheckpointResult::Failed(error) => self.on_checkpoint_failed(&error),
+        }
+    }
+
+    /// One slice at a time: what is written sets the pace, and nothing piles up.
+    fn continue_checkpoint(&mut self) {
+        if self.checkpointing.writing.is_none() || self.checkpointing.emitted {
+            return;
+        }
+        let step = self.state.next_slice(CHECKPOINT_SLICE_ROWS).map(CheckpointStep::Rows);
+        self.checkpointing.emitted = step.is_none();
+        self.checkpointing.expect_answer();
+        self.effects.push_back(Effect::Checkpoint(step.unwrap_or(CheckpointStep::Finish)));
+    }
+
+    fn on_checkpoint_finished(&mut self, index: LogIndex) {
+        let job = &mut self.checkpointing;
+        (job.older, job.newest, job.writing) = (job.newest, index, None);
+        // T3: only below the older of the two that stay.
+        let through = job.older;
+        if through > self.log.disk_base.index {
+            self.effects.push_back(Effect::Cut { through });
+        }
+    }
+
+    fn on_checkpoint_failed(&mut self, error: &str) {
+        if self.checkpointing.writing.take().is_none() {
+            return self.on_receive_failed(error);
+        }
+        self.state.abandon_checkpoint();
+        self.checkpointing.not_before = self.now + RETRIED_AFTER;
+        self.warn(format!("a checkpoint failed, the log goes on without it: {error}"));
+        self.checkpointing.expect_answer();
+        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Abandon));
+    }
+}

@@ -1,0 +1,239 @@
+//! The log as the core sees it: the recent entries in memory, what is synced of them, and where each view starts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::config::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
+use crate::message::{Entry, Position, ViewStart, ViewTable};
+use crate::types::{LogIndex, ViewNumber, WriteId};
+
+/// Applied entries are kept in memory up to this many bytes, for peers that are a little behind.
+const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How many of the latest views travel with a fetch: divergence further back starts from a checkpoint.
+const VIEWS_SENT_MAX: usize = 256;
+
+/// The log's recent end.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// The entry before the first one in memory.
+    before: Position,
+    /// Invariant: indexes ascend by one from `before`, each chain follows from the one before.
+    entries: VecDeque<Arc<Entry>>,
+    /// The sum of the entries' encoded lengths.
+    bytes: usize,
+    /// Where each view starts, oldest first. Invariant: both columns ascend.
+    views: ViewTable,
+    /// The entry before the first one that can be read from the disk.
+    pub(super) disk_base: Position,
+    /// Invariant: synced <= last.
+    synced: LogIndex,
+    /// Appends under way: which write, and up to which index the log is synced with it.
+    unsynced: VecDeque<(WriteId, LogIndex)>,
+}
+
+impl Log {
+    /// A log as recovery found it: all of it is synced.
+    pub(super) fn recovered(
+        before: Position,
+        tail: Vec<Arc<Entry>>,
+        views: ViewTable,
+        disk_base: Position,
+    ) -> Self {
+        let bytes = tail.iter().map(|entry| entry.bytes.len()).sum();
+        let entries = VecDeque::from(tail);
+        let synced = entries.back().map_or(before.index, |entry| entry.index);
+        Self { before, entries, bytes, views, disk_base, synced, unsynced: VecDeque::new() }
+    }
+
+    /// The last entry's position.
+    pub(super) fn last(&self) -> Position {
+        self.entries.back().map_or(self.before, |entry| entry.position())
+    }
+
+    /// How far the log is on the own disk.
+    pub(super) fn synced(&self) -> LogIndex {
+        self.synced
+    }
+
+    /// Encoded bytes of the entries after `index`, roughly: the bound on what is under way.
+    pub(super) fn bytes_after(&self, index: LogIndex) -> usize {
+        let first = usize::try_from(self.before.index.distance_to(index)).unwrap_or(usize::MAX);
+        if first >= self.entries.len() {
+            return 0;
+        }
+        self.bytes / self.entries.len().max(1) * (self.entries.len() - first)
+    }
+
+    /// An entry in memory.
+    pub(super) fn entry(&self, index: LogIndex) -> Option<&Arc<Entry>> {
+        let at = index.0.checked_sub(self.before.index.0 + 1)?;
+        self.entries.get(usize::try_from(at).ok()?)
+    }
+
+    /// The position at `index`, if it is known without the disk.
+    pub(super) fn position(&self, index: LogIndex) -> Option<Position> {
+        if index == self.before.index {
+            return Some(self.before);
+        }
+        self.entry(index).map(|entry| entry.position())
+    }
+
+    /// The entries in memory after `index`, one batch at most; none if the first of them is not in memory.
+    pub(super) fn batch_after(&self, index: LogIndex) -> Option<Vec<Arc<Entry>>> {
+        if index < self.before.index {
+            return None;
+        }
+        let skip = usize::try_from(self.before.index.distance_to(index)).ok()?;
+        let mut bytes = 0;
+        let batch = self.entries.iter().skip(skip).take(BATCH_ENTRIES_MAX).take_while(|entry| {
+            bytes += entry.bytes.len();
+            bytes <= BATCH_BYTES_MAX || bytes == entry.bytes.len()
+        });
+        Some(batch.cloned().collect())
+    }
+
+    /// Appends an entry; its write is named later, by [`Log::written`].
+    ///
+    /// # Panics
+    /// If the entry does not follow the last one: callers check what comes from outside.
+    pub(super) fn append(&mut self, entry: Arc<Entry>) {
+        let last = self.last();
+        assert_eq!(entry.index, last.index.next(), "an entry is appended out of order");
+        assert!(entry.view >= last.view, "an entry of view {} after one of view {}", entry.view, last.view);
+        if self.views.last().is_none_or(|start| start.view < entry.view) {
+            self.views.push(ViewStart { view: entry.view, start: entry.index });
+        }
+        self.bytes += entry.bytes.len();
+        self.entries.push_back(entry);
+    }
+
+    /// Says which write carries the log's present end.
+    pub(super) fn written(&mut self, id: WriteId) {
+        let last = self.last().index;
+        self.unsynced.push_back((id, last));
+    }
+
+    /// Takes note that all writes up to `through` are on disk.
+    pub(super) fn mark_synced(&mut self, through: WriteId) {
+        while let Some(&(id, index)) = self.unsynced.front() {
+            if id > through {
+                break;
+            }
+            self.unsynced.pop_front();
+            self.synced = self.synced.max(index);
+        }
+        assert!(self.synced <= self.last().index, "more is synced than the log holds");
+    }
+
+    /// Cuts the entries above `after`. Completions of their writes can't be mistaken: they count up to `after` only.
+    ///
+    /// # Panics
+    /// If `after` is not in memory: the caller then starts from a checkpoint instead.
+    pub(super) fn truncate(&mut self, after: LogIndex) {
+        assert!(after >= self.before.index, "the log is cut below what is in memory");
+        while self.last().index > after {
+            let entry = self.entries.pop_back().expect("the last entry is above the cut");
+            self.bytes -= entry.bytes.len();
+        }
+        while self.views.last().is_some_and(|start| start.start > after) {
+            self.views.pop();
+        }
+        self.synced = self.synced.min(after);
+        for (_, index) in &mut self.unsynced {
+            *index = (*index).min(after);
+        }
+    }
+
+    /// Starts again after a checkpoint that was installed.
+    pub(super) fn restart_after(&mut self, position: Position, views: ViewTable) {
+        *self = Self::recovered(position, Vec::new(), views, position);
+    }
+
+    /// Lets go of applied entries that are more than a little old.
+    pub(super) fn forget_applied(&mut self, applied: LogIndex) {
+        while self.bytes > KEPT_BYTES_MAX && self.before.index < applied {
+            let Some(entry) = self.entries.pop_front() else { return };
+            self.bytes -= entry.bytes.len();
+            self.before = entry.position();
+        }
+    }
+
+    /// The whole table of views.
+    pub(super) fn views(&self) -> &ViewTable {
+        &self.views
+    }
+
+    /// The views up to an index.
+    pub(super) fn views_through(&self, index: LogIndex) -> ViewTable {
+        self.views.iter().copied().filter(|start| start.start <= index).collect()
+    }
+
+    /// The latest part of the table of views, for a peer.
+    pub(super) fn recent_views(&self) -> ViewTable {
+        self.views[self.views.len().saturating_sub(VIEWS_SENT_MAX)..].to_vec()
+    }
+
+    /// Whether a log that ends at `position` is a prefix of this one, as far as the table of views and the entries
+    /// in memory tell.
+    pub(super) fn has(&self, position: Position) -> bool {
+        if position.index > self.last().index {
+            return false;
+        }
+        match self.position(position.index) {
+            Some(own) => own == position,
+            None => view_at(&self.views, position.index) == position.view,
+        }
+    }
+
+    /// The last index that this log shares with another one: the end of the last view both have, where the
+    /// shorter of the two ends (T2, KIP-101). Never the commit index.
+    pub(super) fn shared_with(&self, last: Position, views: &[ViewStart]) -> LogIndex {
+        shared(&self.views, self.last().index, views, last.index)
+    }
+}
+
+/// The view of the entry at `index`, by a table of views; [`ViewNumber::NONE`] before the first.
+pub(super) fn view_at(views: &[ViewStart], index: LogIndex) -> ViewNumber {
+    views.iter().rev().find(|start| start.start <= index).map_or(ViewNumber::NONE, |start| start.view)
+}
+
+fn shared(ours: &[ViewStart], our_last: LogIndex, theirs: &[ViewStart], their_last: LogIndex) -> LogIndex {
+    let end_of = |views: &[ViewStart], view: ViewNumber, last: LogIndex| {
+        views.iter().find(|start| start.view > view).map_or(last, |next| next.start.previous())
+    };
+    theirs.iter().rev().find(|start| ours.contains(start)).map_or(LogIndex::ZERO, |common| {
+        end_of(theirs, common.view, their_last).min(end_of(ours, common.view, our_last))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ServerId;
+
+    fn start(counter: u32, proposer: u8, index: u64) -> ViewStart {
+        ViewStart { view: ViewNumber { counter, proposer: ServerId(proposer) }, start: LogIndex(index) }
+    }
+
+    #[test]
+    fn logs_part_at_the_end_of_the_last_view_they_share() {
+        let ours = [start(1, 1, 1), start(2, 2, 10), start(4, 1, 20)];
+        let theirs = [start(1, 1, 1), start(2, 2, 10), start(3, 3, 15)];
+        assert_eq!(shared(&ours, LogIndex(30), &theirs, LogIndex(40)), LogIndex(14));
+        assert_eq!(shared(&theirs, LogIndex(40), &ours, LogIndex(30)), LogIndex(14));
+    }
+
+    #[test]
+    fn a_prefix_is_shared_to_its_end() {
+        let ours = [start(1, 1, 1), start(2, 2, 10)];
+        assert_eq!(shared(&ours, LogIndex(30), &ours[..1], LogIndex(7)), LogIndex(7));
+        assert_eq!(shared(&ours, LogIndex(30), &ours, LogIndex(25)), LogIndex(25));
+    }
+
+    #[test]
+    fn logs_without_a_common_view_share_nothing() {
+        assert_eq!(shared(&[start(1, 1, 1)], LogIndex(9), &[start(1, 2, 1)], LogIndex(9)), LogIndex::ZERO);
+        assert_eq!(shared(&[start(1, 1, 1)], LogIndex(9), &[], LogIndex(0)), LogIndex::ZERO);
+    }
+}

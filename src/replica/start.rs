@@ -1,0 +1,147 @@
+//! Cold start and bootstrap.
+
+use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
+use crate::message::{Pulse, Standing, Standpoint, View, Write};
+use crate::types::{ClusterId, Incarnation, Member, ServerId, ViewNumber};
+
+use super::authority::Awaited;
+use super::{Effect, Exit, FirstRole, Held, Replica, Role};
+
+impl Replica {
+    /// V6: bumps the incarnation; nothing is said to anyone before that is on disk.
+    pub(super) fn begin_life(&mut self) {
+        self.hard.server = Some(self.me);
+        self.hard.servers.clone_from(&self.config.servers);
+        self.hard.incarnation = Incarnation(self.hard.incarnation.0 + 1);
+        let id = self.persist_hard();
+        self.held.push_back((id, Held::Started));
+    }
+
+    pub(super) fn on_started(&mut self) {
+        self.become_role(Role::Waiting);
+        self.started = self.now;
+        self.next_tick = self.now;
+        let text = match self.hard.cluster {
+            Some(cluster) => format!(
+                "server {} starts with the log of cluster {cluster} up to entry {}, view {}",
+                self.me,
+                self.log.last().index,
+                self.view.number
+            ),
+            None => format!("server {} starts in an empty directory", self.me),
+        };
+        self.say(text);
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.send_heartbeat(peer);
+        }
+    }
+
+    pub(super) fn tick_waiting(&mut self) {
+        if self.hard.cluster.is_none() {
+            self.maybe_bootstrap();
+        }
+    }
+
+    /// Whether every configured server has answered this process, or is known dead, or has been silent for so long
+    /// that a cold start goes on without hearing it.
+    pub(super) fn has_asked_everyone(&self) -> bool {
+        self.peers.iter().all(|(id, peer)| {
+            peer.pulse.is_some() || self.is_dead(*id) || peer.is_silent_for(self.now, COLD_START_SILENCE)
+        })
+    }
+
+    /// Only the role `primary` creates a cluster, in an empty directory, and only if none is known: at once if every
+    /// configured server answers "empty", else after 10 s in which none reported a cluster.
+    fn maybe_bootstrap(&mut self) {
+        if self.config.first_role != FirstRole::Primary || self.stopping.is_some() {
+            return self.note_empty("waits for a primary to join");
+        }
+        if self.config.known_cluster.is_some() {
+            return self.note_empty("waits to join the cluster whose id stands beside the key");
+        }
+        let pulses = || self.peers.values().map(|peer| peer.pulse.as_ref());
+        if pulses().flatten().any(|pulse| pulse.cluster.is_some()) {
+            return self.note_empty("waits to join the cluster that another server belongs to");
+        }
+        let all_empty = pulses().all(|p| p.is_some_and(|pulse| pulse.standpoint == Standpoint::Empty));
+        if all_empty || self.now.since(self.started) >= BOOTSTRAP_WAIT {
+            self.bootstrap(all_empty);
+        } else {
+            self.note_empty("will create a cluster unless one is heard of within 10 s of its start");
+        }
+    }
+
+    fn note_empty(&mut self, why: &'static str) {
+        let awaited = Awaited { servers: self.peers.keys().copied().collect(), why };
+        if self.awaited.as_ref() != Some(&awaited) {
+            self.say(format!("the directory is empty: this server {why}"));
+            self.awaited = Some(awaited);
+        }
+    }
+
+    fn bootstrap(&mut self, all_empty: bool) {
+        let cluster = ClusterId(self.prng.next_u64());
+        self.hard.cluster = Some(cluster);
+        self.hard.standing = Standing::Whole;
+        let why = if all_empty { "every server is empty" } else { "no server reported a cluster for 10 s" };
+        self.say(format!("creates cluster {cluster}: {why}"));
+        self.effects.push_back(Effect::RecordCluster(cluster));
+        let member = Member { server: self.me, incarnation: self.hard.incarnation };
+        let number = ViewNumber { counter: self.hard.promised.counter + 1, proposer: self.me };
+        self.lead_new_view(View { number, members: vec![member] }, false);
+    }
+
+    /// Persists a view: first the view, then what it settles, so that a crash between the two forgets nothing
+    /// (V7: clears `outstanding`).
+    pub(super) fn write_view(&mut self, view: View) -> crate::types::WriteId {
+        self.flush_batch();
+        self.view = view.clone();
+        self.whole_life = true;
+        self.hard.promised = self.hard.promised.max(view.number);
+        self.hard.outstanding.clear();
+        self.hard.standing = Standing::Whole;
+        for member in view.members.iter().filter(|member| member.server != self.me) {
+            self.hard.incarnations.retain(|known| known.server != member.server);
+            self.hard.incarnations.push(*member);
+        }
+        self.hard.incarnations.sort_unstable();
+        self.write(Write::View(view));
+        self.persist_hard()
+    }
+
+    /// A live primary answers: follow it, whatever role the command line says. Two primaries never come from
+    /// arguments.
+    pub(super) fn join(&mut self, from: ServerId, pulse: &Pulse) -> bool {
+        let (None, Some(cluster)) = (self.hard.cluster, pulse.cluster) else { return true };
+        if self.config.known_cluster.is_some_and(|known| known != cluster) {
+            self.on_foreign_cluster(from, cluster);
+            return false;
+        }
+        self.hard.cluster = Some(cluster);
+        self.persist_hard();
+        self.say(format!("joins cluster {cluster} as a learner"));
+        self.effects.push_back(Effect::RecordCluster(cluster));
+        true
+    }
+
+    /// Different cluster ids never merge. A cluster that has just been created, and holds nothing of anyone, yields.
+    pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId) {
+        let own = self.hard.cluster.or(self.config.known_cluster);
+        let own = own.map_or_else(|| "none".to_owned(), |own| own.to_string());
+        let text = format!("server {from} belongs to cluster {theirs}, this directory to cluster {own}");
+        if self.awaited.as_ref().is_some_and(|awaited| awaited.why == FOREIGN) {
+            return;
+        }
+        self.awaited = Some(Awaited { servers: vec![from], why: FOREIGN });
+        if matches!(self.role, Role::Primary(_)) {
+            self.warn(format!("{text}; neither follows the other"));
+        } else {
+            self.exit(Exit::Refused(format!(
+                "{text}; start this server on a directory of that cluster, or an empty one"
+            )));
+        }
+    }
+}
+
+/// Why nothing is to be had from a server.
+const FOREIGN: &str = "belongs to another cluster";
