@@ -159,11 +159,6 @@ impl Log {
         }
     }
 
-    /// The whole table of views.
-    pub(super) fn views(&self) -> &ViewTable {
-        &self.views
-    }
-
     /// The views up to an index.
     pub(super) fn views_through(&self, index: LogIndex) -> ViewTable {
         self.views.iter().copied().filter(|start| start.start <= index).collect()

@@ -1,7 +1,7 @@
 //! Cold start and bootstrap.
 
 use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
-use crate::message::{Pulse, Standing, Standpoint, View, Write};
+use crate::message::{Standing, Standpoint, View, Write};
 use crate::types::{ClusterId, Incarnation, Member, ServerId, ViewNumber};
 
 use super::authority::Awaited;
@@ -109,10 +109,11 @@ impl Replica {
         self.persist_hard()
     }
 
-    /// A live primary answers: follow it, whatever role the command line says. Two primaries never come from
-    /// arguments.
-    pub(super) fn join(&mut self, from: ServerId, pulse: &Pulse) -> bool {
-        let (None, Some(cluster)) = (self.hard.cluster, pulse.cluster) else { return true };
+    /// Belongs to a cluster from now on, if it belonged to none; false if it must not join this one.
+    pub(super) fn join(&mut self, from: ServerId, cluster: ClusterId) -> bool {
+        if self.hard.cluster.is_some() {
+            return true;
+        }
         if self.config.known_cluster.is_some_and(|known| known != cluster) {
             self.on_foreign_cluster(from, cluster);
             return false;

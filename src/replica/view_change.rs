@@ -101,7 +101,8 @@ impl Replica {
 
     /// When the next attempt is due (V1: staggered by rank; V12: after the back-off).
     pub(super) fn attempt_due(&self) -> Option<Instant> {
-        if self.pre_vote.is_some() {
+        let may_attempt = matches!(self.role, Role::Backup | Role::Waiting | Role::Learner(_));
+        if self.pre_vote.is_some() || !may_attempt {
             return None;
         }
         self.suspected_since.map(|since| (since + CANDIDATE_STAGGER * self.rank()).max(self.backoff.0))
@@ -223,7 +224,8 @@ impl Replica {
         let dead = self.dead_for_ballot();
         let complete = self.configured.iter().all(|id| reports.contains_key(id) || dead.contains(id));
         match self.decide(&reports, &dead) {
-            Ok(formation) if self.is_fit_to_lead(&reports, &formation) => {
+            // Whoever leads holds the last view: what its log lacks of the longest is fetched first (V4).
+            Ok(formation) if formation.sources.contains(&self.me) => {
                 if formation.provisional {
                     self.warn(
                         "goes on without servers that may hold acknowledged messages (--cold-wait)".into(),
@@ -248,12 +250,6 @@ impl Replica {
         if self.pre_vote.is_some() {
             self.check_pre_vote();
         }
-    }
-
-    /// The leader fetches what it lacks first (V4), but only if that is little.
-    fn is_fit_to_lead(&self, reports: &BTreeMap<ServerId, Report>, formation: &Formation) -> bool {
-        let end = reports[&formation.longest].last;
-        formation.sources.contains(&self.me) || is_near(self.log.last(), end)
     }
 
     fn note_awaited(&mut self, awaited: Awaited) {
@@ -316,6 +312,7 @@ impl Replica {
             _ => false,
         };
         self.pre_vote = None;
+        self.suspected_since = None;
         self.hold_reads();
         self.flush_batch();
         self.promise(number);
@@ -625,8 +622,11 @@ impl Replica {
         if number < self.hard.promised || number.proposer != from {
             return self.send(from, PeerMessage::Refuse { number, promised: self.hard.promised });
         }
-        if self.hard.cluster.or(self.config.known_cluster).is_some_and(|own| own != cluster) {
+        if self.hard.cluster.is_some_and(|own| own != cluster) {
             return self.on_foreign_cluster(from, cluster);
+        }
+        if !self.join(from, cluster) {
+            return;
         }
         if number == self.view.number {
             return self.repeat_installed(from);
@@ -642,9 +642,7 @@ impl Replica {
             self.promise(number);
             self.persist_hard();
         }
-        let prefix = self.log.shared_with(self.log.last(), self.log.views()) == self.log.last().index
-            && self.is_prefix_of(start, &views);
-        if named.is_none() || !prefix || self.hard.cluster.is_none() {
+        if named.is_none() || !self.is_prefix_of(start, &views) {
             return self.become_learner(from, number);
         }
         self.stop_leading();
@@ -737,7 +735,7 @@ impl Replica {
                 pulse.view
             ));
         }
-        if follow && pulse.cluster.is_some() && self.join(from, pulse) {
+        if follow && pulse.cluster.is_some_and(|cluster| self.join(from, cluster)) {
             self.become_learner(from, pulse.view);
         } else if let Role::Learner(learner) = &mut self.role
             && learner.leader == from
