@@ -1,1 +1,35 @@
-//! To be.
+//! The failover client: finds the primary by itself, survives crashes of servers, and carries out each request once.
+//!
+//! - [`policy`] decides whom to ask next; it is pure, and the simulator runs it too.
+//! - [`connection`] is one TCP connection: pipelined requests, replies by number, pushes.
+//! - [`session_store`] remembers who is logged in, and never gives a request number out twice.
+//! - [`Client`] puts them together: one method for each command.
+//!
+//! **Invariant:** a request goes out again only under the number and client id it went out with at first, so that
+//! servers recognise it (X3); and a client that can't tell whether a request was carried out says so.
+
+pub mod connection;
+mod error;
+mod failover;
+pub mod policy;
+pub mod session_store;
+
+pub use error::ClientError;
+pub use failover::{
+    CONNECT_TIMEOUT, Client, Done, LoggedIn, Notice, PATIENCE, Password, STATUS_TIMEOUT, Sent, Settings,
+    status_of, status_of_all,
+};
+
+use crate::config::NAME_BYTES_MAX;
+
+/// Checks that a text could be an account's name, before it becomes part of a path; servers check names themselves.
+///
+/// # Errors
+/// What was found and what is expected.
+pub fn looks_like_a_name(name: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(format!("found {name:?}, expected a name: 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ . -"))
+}
