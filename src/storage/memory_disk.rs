@@ -1,0 +1,561 @@
+//! A disk for tests and the simulator: what is live and what is durable differ, and a crash keeps a random part of
+//! the difference.
+//!
+//! A file has live bytes and durable bytes; a directory has live names and durable names. A crash keeps of each file
+//! what was synced and a random prefix of what was appended since, and of each directory's unsynced changes a random
+//! prefix in their order. Faults can be injected by count, by space, and bit by bit.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::disk::{Disk, DiskFile};
+use crate::prng::Prng;
+
+/// A simulated directory. Clones are handles of the same one; those from before a crash fail afterwards.
+#[derive(Clone, Debug)]
+pub struct MemoryDisk {
+    inner: Arc<Mutex<Inner>>,
+    life: u64,
+}
+
+/// A file of a [`MemoryDisk`].
+#[derive(Debug)]
+pub struct MemoryFile {
+    inner: Arc<Mutex<Inner>>,
+    life: u64,
+    node: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nodes: BTreeMap<u64, Node>,
+    next_node: u64,
+    life: u64,
+    prng: Prng,
+    calls: u64,
+    syncs: u64,
+    fault: Fault,
+    space: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// Only this changing call fails.
+    At(u64),
+    /// This changing call fails, and all after it.
+    From(u64),
+    /// This sync of a file fails, and all calls after it.
+    Sync(u64),
+}
+
+#[derive(Debug)]
+enum Node {
+    File { live: Vec<u8>, durable: Durable },
+    Directory { live: Names, durable: Names, pending: Vec<Change> },
+}
+
+/// The durable bytes of a file.
+#[derive(Debug)]
+enum Durable {
+    /// The first so many of the live ones.
+    Prefix(usize),
+    /// Others: the file was cut below what had been synced.
+    Bytes(Vec<u8>),
+}
+
+type Names = BTreeMap<String, Target>;
+
+#[derive(Clone, Debug)]
+enum Target {
+    Node(u64),
+    Link(String),
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Set(String, Target),
+    Remove(String),
+    Rename(String, String),
+}
+
+const ROOT: u64 = 0;
+
+fn not_found(path: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no such file: {path}"))
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+fn apply(names: &mut Names, change: &Change) {
+    match change {
+        Change::Set(name, target) => {
+            names.insert(name.clone(), target.clone());
+        }
+        Change::Remove(name) => {
+            names.remove(name);
+        }
+        Change::Rename(from, to) => {
+            if let Some(target) = names.remove(from) {
+                names.insert(to.clone(), target);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Counts a call that changes something, and lets it fail if a fault says so.
+    fn change(&mut self, life: u64, sync: bool) -> io::Result<()> {
+        if life != self.life {
+            return Err(io::Error::other("the machine has crashed since this was opened"));
+        }
+        self.calls += 1;
+        self.syncs += u64::from(sync);
+        let fails = match self.fault {
+            Fault::None => false,
+            Fault::At(call) => self.calls == call,
+            Fault::From(call) => self.calls >= call,
+            Fault::Sync(call) if sync && self.syncs == call => {
+                self.fault = Fault::From(self.calls);
+                true
+            }
+            Fault::Sync(_) => false,
+        };
+        if fails { Err(io::Error::other("an injected fault")) } else { Ok(()) }
+    }
+
+    fn names(&self, node: u64) -> &Names {
+        match &self.nodes[&node] {
+            Node::Directory { live, .. } => live,
+            Node::File { .. } => panic!("node {node} was used as a directory"),
+        }
+    }
+
+    fn resolve(&self, path: &str) -> io::Result<Target> {
+        let mut at = Target::Node(ROOT);
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let Target::Node(node) = at else { return Err(not_found(path)) };
+            let Node::Directory { live, .. } = &self.nodes[&node] else { return Err(not_found(path)) };
+            at = live.get(name).cloned().ok_or_else(|| not_found(path))?;
+        }
+        Ok(at)
+    }
+
+    fn directory(&self, path: &str) -> io::Result<u64> {
+        match self.resolve(path)? {
+            Target::Node(node) if matches!(self.nodes[&node], Node::Directory { .. }) => Ok(node),
+            _ => Err(not_found(path)),
+        }
+    }
+
+    fn file(&self, path: &str) -> io::Result<u64> {
+        match self.resolve(path)? {
+            Target::Node(node) if matches!(self.nodes[&node], Node::File { .. }) => Ok(node),
+            _ => Err(not_found(path)),
+        }
+    }
+
+    fn change_names(&mut self, directory: u64, change: Change) {
+        match self.nodes.get_mut(&directory) {
+            Some(Node::Directory { live, pending, .. }) => {
+                apply(live, &change);
+                pending.push(change);
+            }
+            _ => panic!("node {directory} was used as a directory"),
+        }
+    }
+
+    fn add(&mut self, node: Node) -> u64 {
+        self.next_node += 1;
+        self.nodes.insert(self.next_node, node);
+        self.next_node
+    }
+
+    fn used(&self) -> u64 {
+        let bytes = |node: &Node| match node {
+            Node::File { live, .. } => live.len() as u64,
+            Node::Directory { .. } => 0,
+        };
+        self.nodes.values().map(bytes).sum()
+    }
+
+    fn bytes(&self, node: u64) -> &Vec<u8> {
+        match &self.nodes[&node] {
+            Node::File { live, .. } => live,
+            Node::Directory { .. } => panic!("node {node} was used as a file"),
+        }
+    }
+
+    fn bytes_mut(&mut self, node: u64) -> (&mut Vec<u8>, &mut Durable) {
+        match self.nodes.get_mut(&node) {
+            Some(Node::File { live, durable }) => (live, durable),
+            _ => panic!("node {node} was used as a file"),
+        }
+    }
+
+    fn crash(&mut self) {
+        let Self { nodes, prng, .. } = self;
+        for node in nodes.values_mut() {
+            match node {
+                Node::File { live, durable } => {
+                    match durable {
+                        Durable::Prefix(length) => {
+                            let unsynced = live.len() - *length;
+                            // Nothing, everything and a torn row are all worth seeing often.
+                            let keep = match prng.below(4) {
+                                0 => 0,
+                                1 => unsynced as u64,
+                                _ => prng.below(unsynced as u64 + 1),
+                            };
+                            live.truncate(*length + usize::try_from(keep).expect("a length"));
+                        }
+                        Durable::Bytes(bytes) => {
+                            if prng.chance(1, 2) {
+                                *live = std::mem::take(bytes);
+                            }
+                        }
+                    }
+                    *durable = Durable::Prefix(live.len());
+                }
+                Node::Directory { live, durable, pending } => {
+                    let keep = usize::try_from(prng.below(pending.len() as u64 + 1)).expect("a length");
+                    pending[..keep].iter().for_each(|change| apply(durable, change));
+                    pending.clear();
+                    live.clone_from(durable);
+                }
+            }
+        }
+        self.forget_unreachable();
+    }
+
+    fn forget_unreachable(&mut self) {
+        let mut reached = vec![ROOT];
+        let mut at = 0;
+        while at < reached.len() {
+            if let Node::Directory { live, durable, pending } = &self.nodes[&reached[at]] {
+                let added = pending.iter().filter_map(|change| match change {
+                    Change::Set(_, target) => Some(target),
+                    _ => None,
+                });
+                for target in live.values().chain(durable.values()).chain(added) {
+                    if let Target::Node(node) = target
+                        && !reached.contains(node)
+                    {
+                        reached.push(*node);
+                    }
+                }
+            }
+            at += 1;
+        }
+        self.nodes.retain(|node, _| reached.contains(node));
+    }
+}
+
+impl MemoryDisk {
+    /// An empty directory. The same seed and the same calls leave the same bytes after a crash.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let root = Node::Directory { live: Names::new(), durable: Names::new(), pending: Vec::new() };
+        let inner = Inner {
+            nodes: BTreeMap::from([(ROOT, root)]),
+            next_node: ROOT,
+            life: 0,
+            prng: Prng::new(seed),
+            calls: 0,
+            syncs: 0,
+            fault: Fault::None,
+            space: None,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), life: 0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of the lock panics")
+    }
+
+    /// The power fails: keeps what was synced and a random part of the rest. Faults end. Gives a handle for the
+    /// next life; handles from before fail from now on.
+    #[must_use]
+    pub fn crash(&self) -> Self {
+        let mut inner = self.lock();
+        inner.crash();
+        Self::revive(&self.inner, inner)
+    }
+
+    /// The process ends, and everything it has written stays. Faults end. Gives a handle for the next life.
+    #[must_use]
+    pub fn restart(&self) -> Self {
+        let mut inner = self.lock();
+        inner.forget_unreachable();
+        Self::revive(&self.inner, inner)
+    }
+
+    fn revive(shared: &Arc<Mutex<Inner>>, mut inner: MutexGuard<'_, Inner>) -> Self {
+        inner.life += 1;
+        inner.fault = Fault::None;
+        Self { inner: Arc::clone(shared), life: inner.life }
+    }
+
+    /// How many calls have changed something so far, syncs included.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    /// How many times a file was synced so far.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    /// Lets only the changing call of this number fail, counted from 1 since the disk was made.
+    pub fn fail_at(&self, call: u64) {
+        self.lock().fault = Fault::At(call);
+    }
+
+    /// Lets all changing calls fail from this number on.
+    pub fn fail_from(&self, call: u64) {
+        self.lock().fault = Fault::From(call);
+    }
+
+    /// Lets the sync of a file of this number fail, counted from 1 since the disk was made, and all after it.
+    pub fn fail_at_sync(&self, sync: u64) {
+        self.lock().fault = Fault::Sync(sync);
+    }
+
+    /// How many bytes all files may have together; none: no limit.
+    pub fn set_space(&self, bytes: Option<u64>) {
+        self.lock().space = bytes;
+    }
+
+    /// Flips one bit of a file, live and durable.
+    ///
+    /// # Panics
+    /// If there is no such byte.
+    pub fn flip_bit(&self, path: &str, byte: usize, bit: u32) {
+        let mut inner = self.lock();
+        let node = inner.file(path).expect("the file to damage exists");
+        inner.bytes_mut(node).0[byte] ^= 1 << bit;
+    }
+
+    /// All bytes of a file; none if there is no such file. Links are followed once.
+    #[must_use]
+    pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
+        let inner = self.lock();
+        let node = inner.file(path).ok()?;
+        Some(inner.bytes(node).clone())
+    }
+
+    /// Makes a file of these bytes, live and durable.
+    ///
+    /// # Panics
+    /// If its directory does not exist.
+    pub fn put(&self, path: &str, bytes: &[u8]) {
+        let mut inner = self.lock();
+        let node = inner.add(Node::File { live: bytes.to_vec(), durable: Durable::Prefix(bytes.len()) });
+        let (parent, name) = split(path);
+        let parent = inner.directory(parent).expect("the directory exists");
+        inner.change_names(parent, Change::Set(name.to_owned(), Target::Node(node)));
+        sync_names(&mut inner, parent);
+    }
+
+    /// Every file's path, ascending.
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        let inner = self.lock();
+        let mut files = Vec::new();
+        let mut open = vec![(String::new(), ROOT)];
+        while let Some((path, node)) = open.pop() {
+            for (name, target) in inner.names(node) {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+                match target {
+                    Target::Node(node) if matches!(inner.nodes[node], Node::Directory { .. }) => {
+                        open.push((path, *node));
+                    }
+                    Target::Node(_) => files.push(path),
+                    Target::Link(_) => {}
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+}
+
+fn sync_names(inner: &mut Inner, directory: u64) {
+    if let Some(Node::Directory { durable, pending, .. }) = inner.nodes.get_mut(&directory) {
+        for change in std::mem::take(pending) {
+            apply(durable, &change);
+        }
+    }
+}
+
+impl Disk for MemoryDisk {
+    type File = MemoryFile;
+
+    fn create(&self, path: &str) -> io::Result<MemoryFile> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        let (parent, name) = split(path);
+        let parent = inner.directory(parent)?;
+        let node = inner.add(Node::File { live: Vec::new(), durable: Durable::Prefix(0) });
+        inner.change_names(parent, Change::Set(name.to_owned(), Target::Node(node)));
+        Ok(MemoryFile { inner: Arc::clone(&self.inner), life: self.life, node })
+    }
+
+    fn open(&self, path: &str) -> io::Result<MemoryFile> {
+        let node = self.lock().file(path)?;
+        Ok(MemoryFile { inner: Arc::clone(&self.inner), life: self.life, node })
+    }
+
+    fn exists(&self, path: &str) -> io::Result<bool> {
+        Ok(self.lock().resolve(path).is_ok())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        let ((parent, from_name), (to_parent, to_name)) = (split(from), split(to));
+        assert_eq!(parent, to_parent, "a rename stays within its directory");
+        inner.resolve(from)?;
+        if let Ok(node) = inner.directory(to)
+            && !inner.names(node).is_empty()
+        {
+            return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, format!("{to} is not empty")));
+        }
+        let parent = inner.directory(parent)?;
+        inner.change_names(parent, Change::Rename(from_name.to_owned(), to_name.to_owned()));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        inner.resolve(path)?;
+        let (parent, name) = split(path);
+        let parent = inner.directory(parent)?;
+        inner.change_names(parent, Change::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    fn remove_dir_all(&self, path: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        let (parent, name) = split(path);
+        inner.directory(path)?;
+        let parent = inner.directory(parent)?;
+        inner.change_names(parent, Change::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        if inner.directory(path).is_ok() {
+            return Ok(());
+        }
+        let (parent, name) = split(path);
+        let parent = inner.directory(parent)?;
+        let directory = Node::Directory { live: Names::new(), durable: Names::new(), pending: Vec::new() };
+        let node = inner.add(directory);
+        inner.change_names(parent, Change::Set(name.to_owned(), Target::Node(node)));
+        Ok(())
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let inner = self.lock();
+        let node = inner.directory(path)?;
+        Ok(inner.names(node).keys().cloned().collect())
+    }
+
+    fn replace_link(&self, target: &str, link: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        let (parent, name) = split(link);
+        let parent = inner.directory(parent)?;
+        inner.change_names(parent, Change::Set(name.to_owned(), Target::Link(target.to_owned())));
+        Ok(())
+    }
+
+    fn read_link(&self, link: &str) -> io::Result<Option<String>> {
+        match self.lock().resolve(link) {
+            Ok(Target::Link(target)) => Ok(Some(target)),
+            _ => Ok(None),
+        }
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.change(self.life, false)?;
+        let node = inner.directory(path)?;
+        sync_names(&mut inner, node);
+        Ok(())
+    }
+
+    fn space_left(&self) -> io::Result<u64> {
+        let inner = self.lock();
+        Ok(inner.space.map_or(u64::MAX, |space| space.saturating_sub(inner.used())))
+    }
+
+    fn display(&self, path: &str) -> String {
+        path.to_owned()
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner.lock().expect("no holder of the lock panics");
+        inner.change(self.life, false)?;
+        let fits = match inner.space {
+            Some(space) => usize::try_from(space.saturating_sub(inner.used())).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        let written = &bytes[..bytes.len().min(fits)];
+        inner.bytes_mut(self.node).0.extend_from_slice(written);
+        if written.len() == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut inner = self.inner.lock().expect("no holder of the lock panics");
+        inner.change(self.life, true)?;
+        let (live, durable) = inner.bytes_mut(self.node);
+        *durable = Durable::Prefix(live.len());
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let inner = self.inner.lock().expect("no holder of the lock panics");
+        let Some(Node::File { live, .. }) = inner.nodes.get(&self.node) else {
+            return Err(not_found("a file that was removed before the last crash"));
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(live.len());
+        let count = buffer.len().min(live.len() - start);
+        buffer[..count].copy_from_slice(&live[start..start + count]);
+        Ok(count)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let inner = self.inner.lock().expect("no holder of the lock panics");
+        match inner.nodes.get(&self.node) {
+            Some(Node::File { live, .. }) => Ok(live.len() as u64),
+            _ => Err(not_found("a file that was removed before the last crash")),
+        }
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        let mut inner = self.inner.lock().expect("no holder of the lock panics");
+        inner.change(self.life, false)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let (live, durable) = inner.bytes_mut(self.node);
+        if let Durable::Prefix(synced) = durable
+            && len < *synced
+        {
+            *durable = Durable::Bytes(live[..*synced].to_vec());
+        }
+        live.truncate(len);
+        Ok(())
+    }
+}

@@ -1,0 +1,740 @@
+//! Storage on a simulated disk: what survives cuts, flipped bits, crashes at every call, and random lives.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // A test that can't go on has failed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastword::chat::State;
+use lastword::chat::command::{ClientCommand, Command, Operation};
+use lastword::message::{
+    CheckpointResult, CheckpointStep, Entry, HardState, Installed, Position, ReadResult, Standing, View,
+    ViewStart, ViewTable, Write,
+};
+use lastword::prng::Prng;
+use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with};
+use lastword::types::{
+    AccountId, ClientId, ClusterId, Incarnation, LogIndex, Member, RequestId, RequestNumber, ServerId,
+    ViewNumber,
+};
+
+const LIVE: &str = "server_log.csv";
+const SEGMENT_BYTES: u64 = 3000;
+
+fn servers() -> Vec<String> {
+    vec!["127.0.0.1:1538".into(), "127.0.0.1:2538".into()]
+}
+
+fn view(counter: u32) -> ViewNumber {
+    ViewNumber { counter, proposer: ServerId(1) }
+}
+
+fn try_open(disk: &MemoryDisk) -> Result<Opened<MemoryDisk>, StorageError> {
+    open_with(disk.clone(), ServerId(1), &servers(), SEGMENT_BYTES, &mut |_| {})
+}
+
+fn hard(incarnation: u32, promised: u32) -> HardState {
+    HardState {
+        server: Some(ServerId(1)),
+        cluster: Some(ClusterId(7)),
+        incarnation: Incarnation(incarnation),
+        promised: view(promised),
+        outstanding: vec![ServerId(2)],
+        standing: Standing::Whole,
+        incarnations: vec![Member { server: ServerId(2), incarnation: Incarnation(3) }],
+        servers: servers(),
+    }
+}
+
+/// Every entry that was ever made, by what identifies it, with the chain before it.
+#[derive(Default)]
+struct Known(BTreeMap<(u64, u32), (u32, Arc<Entry>)>);
+
+impl Known {
+    fn make(&mut self, after: Position, counter: u32, salt: u64) -> Arc<Entry> {
+        let index = after.index.next();
+        let number = RequestNumber(index.0);
+        let client = ClientId(0xc11e);
+        let request = RequestId { client, number };
+        let account = AccountId(RequestId { client, number: RequestNumber(2) });
+        let command = match index.0 {
+            2 => Command::Register { name: "alice".into(), password: "$x".into(), token: [7; 32] },
+            _ => Command::Send { to: account, text: format!("=text {salt}, \"quoted\"\nsecond line") },
+        };
+        let operation = if index.0 == 1 {
+            Operation::View { primary: ServerId(1), members: vec![] }
+        } else {
+            Operation::Command(ClientCommand { request, acknowledged: RequestNumber(0), account, command })
+        };
+        let entry = Arc::new(Entry::new(index, view(counter), 1000 + salt, operation, after.chain));
+        self.0.insert((index.0, entry.chain), (after.chain, Arc::clone(&entry)));
+        entry
+    }
+
+    /// All entries up to a position.
+    fn history(&self, position: Position) -> Vec<Arc<Entry>> {
+        let (mut history, mut at) = (Vec::new(), (position.index.0, position.chain));
+        while at.0 > 0 {
+            let (before, entry) = self.0.get(&at).unwrap_or_else(|| panic!("entry {at:?} was never made"));
+            history.push(Arc::clone(entry));
+            at = (at.0 - 1, *before);
+        }
+        history.reverse();
+        history
+    }
+
+    fn state(&self, position: Position) -> State {
+        let mut state = State::new();
+        for entry in self.history(position) {
+            let _ = state.apply(entry.index, entry.unix_ms, entry.chain, &entry.operation);
+        }
+        state
+    }
+
+    fn views(&self, position: Position) -> ViewTable {
+        let mut views = ViewTable::new();
+        for entry in self.history(position) {
+            if views.last().is_none_or(|last: &ViewStart| last.view != entry.view) {
+                views.push(ViewStart { view: entry.view, start: entry.index });
+            }
+        }
+        views
+    }
+}
+
+/// What a directory should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    last: Position,
+    hard: HardState,
+    view: View,
+}
+
+impl Model {
+    fn apply(&mut self, known: &Known, write: &Write) {
+        match write {
+            Write::Append(entries) => self.last = entries.last().unwrap().position(),
+            Write::Truncate { after } => self.last = position_at(known, self.last, *after),
+            Write::HardState(hard) => self.hard = hard.clone(),
+            Write::View(view) => self.view = view.clone(),
+            Write::Commit(_) => {}
+        }
+    }
+}
+
+fn position_at(known: &Known, last: Position, index: LogIndex) -> Position {
+    if index.0 == 0 {
+        return Position::default();
+    }
+    known.history(last)[usize::try_from(index.0).unwrap() - 1].position()
+}
+
+/// The log's entries as the reader gives them, from the base on.
+fn read_all(opened: &Opened<MemoryDisk>) -> Vec<Arc<Entry>> {
+    let mut all: Vec<Arc<Entry>> = Vec::new();
+    loop {
+        let next = all.last().map_or(opened.log.base().index, |entry| entry.index).next();
+        let (previous, entries) = opened.reader.read(next, LogIndex(u64::MAX)).unwrap();
+        if entries.is_empty() {
+            return all;
+        }
+        assert_eq!(previous, all.last().map_or(opened.log.base(), |entry| entry.position()));
+        all.extend(entries);
+    }
+}
+
+/// Checks that what was recovered fits together, and gives what it amounts to.
+fn check(opened: &Opened<MemoryDisk>, known: &Known) -> Model {
+    let recovered = &opened.recovered;
+    let entries = read_all(opened);
+    for entry in &entries {
+        let (_, made) = &known.0[&(entry.index.0, entry.chain)];
+        assert_eq!(made, entry, "a wrong row was recovered");
+    }
+    let state = known.state(recovered.applied);
+    assert_eq!(state.digest(), recovered.state.digest(), "a wrong state was recovered");
+    assert_eq!(recovered.state.index(), recovered.applied.index);
+    let mut last = recovered.applied;
+    for entry in &recovered.tail {
+        assert_eq!(entry.index, last.index.next());
+        assert!(known.0.contains_key(&(entry.index.0, entry.chain)), "a wrong row is in the tail");
+        last = entry.position();
+    }
+    if recovered.gaps.is_empty() {
+        assert_eq!(last, opened.log.last(), "the tail does not reach the log's end");
+        assert_eq!(entries.last().map_or(opened.log.base(), |entry| entry.position()), last);
+        assert_eq!(recovered.views, known.views(last), "a wrong table of views");
+    }
+    Model { last, hard: recovered.hard.clone(), view: recovered.view.clone() }
+}
+
+fn fresh(seed: u64) -> (MemoryDisk, Opened<MemoryDisk>) {
+    let disk = MemoryDisk::new(seed);
+    let opened = try_open(&disk).unwrap();
+    (disk, opened)
+}
+
+fn append(opened: &mut Opened<MemoryDisk>, known: &mut Known, counter: u32, count: u64) {
+    for _ in 0..count {
+        let entry = known.make(opened.log.last(), counter, opened.log.last().index.0);
+        opened.log.write(&Write::Append(vec![entry])).unwrap();
+    }
+}
+
+/// A log of 20 rows in one segment: the segment's head, hard states, a view, entries, hints, a truncation.
+fn log_of_20_rows() -> (Known, Vec<u8>, Model) {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    opened.log.write(&Write::View(View { number: view(1), members: vec![] })).unwrap();
+    append(&mut opened, &mut known, 1, 6);
+    opened.log.write(&Write::Commit(LogIndex(4))).unwrap();
+    opened.log.write(&Write::Truncate { after: LogIndex(5) }).unwrap();
+    opened.log.write(&Write::HardState(hard(1, 2))).unwrap();
+    append(&mut opened, &mut known, 2, 4);
+    opened.log.sync().unwrap();
+    let bytes = disk.bytes(LIVE).unwrap();
+    assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 21, "a header and 20 rows");
+    let opened = try_open(&disk.restart()).unwrap();
+    let model = check(&opened, &known);
+    assert_eq!(model.last.index, LogIndex(9));
+    (known, bytes, model)
+}
+
+#[test]
+fn every_cut_of_a_log_of_20_rows_recovers_a_prefix_and_never_a_wrong_row() {
+    let (known, bytes, whole) = log_of_20_rows();
+    for cut in 0..bytes.len() {
+        let disk = MemoryDisk::new(1);
+        disk.put(LIVE, &bytes[..cut]);
+        let rows = bytes[..cut].iter().filter(|&&b| b == b'\n').count();
+        match try_open(&disk) {
+            Ok(opened) => {
+                let model = check(&opened, &known);
+                assert!(opened.recovered.gaps.is_empty());
+                let entries = [1, 2, 3, 4, 5, 6, 6, 5, 5, 6, 7, 8, 9];
+                let expected = rows.checked_sub(9).map_or(0, |row| entries[row.min(12)]);
+                assert_eq!(model.last.index.0, expected, "cut at byte {cut}");
+                assert_eq!(model.hard.standing, if rows >= 7 { Standing::Whole } else { Standing::Partial });
+                assert_eq!(model, check(&try_open(&disk.restart()).unwrap(), &known));
+            }
+            Err(error) => {
+                assert!(rows < 4, "a cut at byte {cut} was refused: {error}");
+                assert_eq!(disk.bytes(LIVE).unwrap(), &bytes[..cut], "a refused log was changed");
+            }
+        }
+    }
+    assert_eq!(whole.hard.standing, Standing::Whole);
+}
+
+#[test]
+fn every_flipped_bit_of_a_log_of_20_rows_is_noticed_and_never_gives_a_wrong_row() {
+    let (known, bytes, whole) = log_of_20_rows();
+    let (mut refused, mut gaps, mut doubted, mut harmless) = (0, 0, 0, 0);
+    for at in 0..bytes.len() * 8 {
+        let disk = MemoryDisk::new(1);
+        disk.put(LIVE, &bytes);
+        disk.flip_bit(LIVE, at / 8, u32::try_from(at % 8).unwrap());
+        let damaged = disk.bytes(LIVE).unwrap();
+        let Ok(opened) = try_open(&disk) else {
+            assert_eq!(disk.bytes(LIVE).unwrap(), damaged, "a refused log was changed");
+            refused += 1;
+            continue;
+        };
+        let model = check(&opened, &known);
+        assert!(!opened.notices.is_empty(), "bit {at} was flipped unnoticed");
+        if !opened.recovered.gaps.is_empty() {
+            gaps += 1;
+        } else if model.hard.standing != Standing::Whole {
+            doubted += 1;
+        } else {
+            assert_eq!(model, whole, "bit {at} lost something, and the disk is said to be whole");
+            harmless += 1;
+        }
+        if opened.recovered.gaps.is_empty() {
+            let again = check(&try_open(&disk.restart()).unwrap(), &known);
+            assert_eq!(again.last, model.last);
+        }
+    }
+    assert!(refused > 0 && gaps > 0 && doubted > 0, "{refused} {gaps} {doubted} {harmless}");
+}
+
+#[test]
+fn rotten_rows_are_filled_in_from_a_peer_and_what_follows_can_be_read_again() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 60);
+    opened.log.write(&Write::Commit(LogIndex(50))).unwrap();
+    opened.log.sync().unwrap();
+    append(&mut opened, &mut known, 1, 10);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    let sealed = disk.files().into_iter().find(|name| name.starts_with("server_log-")).unwrap();
+    let bytes = disk.bytes(&sealed).unwrap();
+    let starts: Vec<usize> = (0..bytes.len()).filter(|&at| at == 0 || bytes[at - 1] == b'\n').collect();
+    disk.flip_bit(&sealed, starts[20] + 12, 3);
+    disk.flip_bit(&sealed, starts[21] + 12, 3);
+    let damaged = disk.bytes(&sealed).unwrap();
+    let mut opened = try_open(&disk.restart()).unwrap();
+    let lost = 20 - 7; // A header, five rows of the head, and a hard state stand before the entries.
+    let after = history[lost - 1].position();
+    assert_eq!(opened.recovered.gaps, [(after, LogIndex(lost as u64 + 2))]);
+    assert_eq!(opened.recovered.hard.standing, Standing::Whole, "only entries are lost");
+    assert_eq!(disk.bytes(&sealed).unwrap(), damaged);
+    assert!(opened.notices[0].starts_with(&format!("{sealed}, line 21: found crc ")), "{:?}", opened.notices);
+    assert_eq!(read_all(&opened).len(), lost);
+    let beyond = LogIndex(lost as u64 + 5);
+    assert_eq!(opened.reader.read(beyond, LogIndex(u64::MAX)).unwrap().1.len(), 70 - beyond.0 as usize + 1);
+
+    let wrong = known.make(after, 9, 9);
+    let wrong = [wrong.clone(), known.make(wrong.position(), 9, 9)];
+    assert!(opened.log.repair(after, &wrong).is_err(), "entries that don't fit were taken");
+    opened.log.repair(after, &history[lost..lost + 2]).unwrap();
+    assert_eq!(read_all(&opened), history);
+    assert!(disk.files().iter().any(|name| name.starts_with("rotten-")), "the damaged file is gone");
+    append(&mut opened, &mut known, 1, 1);
+    opened.log.sync().unwrap();
+    let opened = try_open(&disk.crash()).unwrap();
+    assert!(opened.recovered.gaps.is_empty() && opened.notices.is_empty(), "{:?}", opened.notices);
+    assert_eq!(check(&opened, &known).last.index, LogIndex(71));
+}
+
+#[test]
+fn a_damaged_last_row_makes_the_disk_suspect_and_stays_so() {
+    let (known, bytes, _) = log_of_20_rows();
+    let disk = MemoryDisk::new(1);
+    disk.put(LIVE, &bytes);
+    disk.flip_bit(LIVE, bytes.len() - 30, 2);
+    for _ in 0..2 {
+        let opened = try_open(&disk.restart()).unwrap();
+        let model = check(&opened, &known);
+        assert_eq!((model.last.index, model.hard.standing), (LogIndex(8), Standing::Suspect));
+    }
+}
+
+#[test]
+fn foreign_directories_and_wrong_headers_are_refused_and_left_alone() {
+    let (_, bytes, _) = log_of_20_rows();
+    let disk = MemoryDisk::new(1);
+    disk.put(LIVE, &bytes);
+    let message = |server, servers: &[String]| {
+        let opened = open_with(disk.clone(), ServerId(server), servers, SEGMENT_BYTES, &mut |_| {});
+        opened.unwrap_err().to_string()
+    };
+    assert_eq!(
+        message(2, &servers()),
+        "server_log.csv, line 17: found the data of server 1, expected those of server 2"
+    );
+    assert_eq!(
+        message(1, &servers()[..1]),
+        "server_log.csv, line 17: found the cluster list 127.0.0.1:1538,127.0.0.1:2538, expected 127.0.0.1:1538"
+    );
+    disk.flip_bit(LIVE, 0, 0);
+    assert!(message(1, &servers()).starts_with("server_log.csv, line 1: found \"requence,"));
+    assert_eq!(disk.bytes(LIVE).unwrap()[1..], bytes[1..]);
+    assert_eq!(disk.files(), [LIVE]);
+}
+
+/// Writes a checkpoint as of `position`.
+fn take_checkpoint(opened: &mut Opened<MemoryDisk>, known: &Known, position: Position) -> Result<(), String> {
+    let mut state = known.state(position);
+    let (views, digest) = (known.views(position), state.digest());
+    state.begin_checkpoint();
+    let mut steps = vec![CheckpointStep::Begin { position, views, digest }];
+    while let Some(slice) = state.next_slice(3) {
+        steps.push(CheckpointStep::Rows(slice));
+    }
+    steps.push(CheckpointStep::Finish);
+    for step in steps {
+        if let CheckpointResult::Failed(error) = opened.checkpoints.step(step) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Another server's checkpoint of `count` entries, as a stream in parts.
+fn foreign_checkpoint(known: &mut Known, count: u64, salt: u64) -> (Position, Vec<u8>) {
+    let mut position = Position::default();
+    for _ in 0..count {
+        position = known.make(position, 50, salt).position();
+    }
+    let (_, mut other) = fresh(salt);
+    take_checkpoint(&mut other, known, position).unwrap();
+    let mut stream = Vec::new();
+    loop {
+        let ReadResult::Checkpoint { total, bytes } =
+            other.checkpoints.read(position.index, stream.len() as u64)
+        else {
+            panic!("a checkpoint can't be read")
+        };
+        stream.extend_from_slice(&bytes);
+        if stream.len() as u64 == total {
+            return (position, stream);
+        }
+    }
+}
+
+fn install(
+    opened: &mut Opened<MemoryDisk>,
+    position: Position,
+    stream: &[u8],
+) -> Result<Box<Installed>, String> {
+    let index = position.index;
+    for (at, part) in stream.chunks(700).enumerate() {
+        let bytes = part.to_vec().into();
+        let step = CheckpointStep::Receive { index, offset: at as u64 * 700, bytes };
+        if let CheckpointResult::Failed(error) = opened.checkpoints.step(step) {
+            return Err(error);
+        }
+    }
+    match opened.checkpoints.step(CheckpointStep::Install { index }) {
+        CheckpointResult::Installed(installed) => Ok(installed),
+        CheckpointResult::Failed(error) => Err(error),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn two_generations_of_checkpoints_stay_and_the_older_one_stands_in_for_a_damaged_one() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 60);
+    opened.log.write(&Write::Commit(LogIndex(60))).unwrap();
+    opened.log.sync().unwrap();
+    for index in [10, 20, 30] {
+        let position = position_at(&known, opened.log.last(), LogIndex(index));
+        take_checkpoint(&mut opened, &known, position).unwrap();
+    }
+    assert_eq!(disk.list("checkpoints").unwrap(), ["000000000020", "000000000030", "current"]);
+    assert_eq!(disk.read_link("user_table.csv").unwrap().unwrap(), "checkpoints/current/user_table.csv");
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.checkpoint, LogIndex(30));
+    check(&opened, &known);
+    let table = "checkpoints/000000000030/user_table.csv";
+    let length = disk.bytes(table).unwrap().len();
+    disk.flip_bit(table, length - 20, 1);
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.checkpoint, LogIndex(20));
+    assert!(opened.notices[0].contains("000000000030/user_table.csv, line 2: found"), "{:?}", opened.notices);
+    assert_eq!(check(&opened, &known).last.index, LogIndex(60));
+    assert_eq!(disk.read_link("checkpoints/current").unwrap().unwrap(), "000000000020");
+    assert!(disk.exists("checkpoints/rotten-000000000030").unwrap());
+}
+
+#[test]
+fn a_log_that_was_cut_in_front_survives_damage_to_its_anchor() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    for _ in 0..12 {
+        append(&mut opened, &mut known, 1, 5);
+        opened.log.write(&Write::Commit(opened.log.last().index)).unwrap();
+        opened.log.sync().unwrap();
+    }
+    let position = position_at(&known, opened.log.last(), LogIndex(40));
+    take_checkpoint(&mut opened, &known, position).unwrap();
+    opened.log.cut(LogIndex(40)).unwrap();
+    assert!(opened.log.base().index > LogIndex::ZERO);
+    let first = disk.files().into_iter().find(|name| name.starts_with("server_log")).unwrap();
+    let bytes = disk.bytes(&first).unwrap();
+    let start = bytes.iter().position(|&b| b == b'\n').unwrap() + 1;
+    for at in 0..20 {
+        disk.put(&first, &bytes);
+        disk.flip_bit(&first, start + at, 0);
+        let opened = try_open(&disk.restart()).unwrap();
+        assert_eq!(check(&opened, &known).last.index, LogIndex(60), "byte {at}");
+    }
+}
+
+#[test]
+fn a_received_checkpoint_with_any_flipped_bit_changes_nothing() {
+    let mut known = Known::default();
+    let (position, stream) = foreign_checkpoint(&mut known, 5, 77);
+    let (disk, mut opened) = fresh(1);
+    for bit in (0..stream.len() * 8).step_by(5) {
+        let mut damaged = stream.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(install(&mut opened, position, &damaged).is_err(), "bit {bit} was flipped unnoticed");
+    }
+    assert_eq!(disk.list("checkpoints").unwrap(), Vec::<String>::new());
+    let installed = install(&mut opened, position, &stream).unwrap();
+    assert_eq!(installed.position, position);
+    assert_eq!(installed.state.digest(), known.state(position).digest());
+}
+
+#[test]
+fn a_full_disk_is_reported_as_such_and_leaves_whole_rows() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 3);
+    opened.log.sync().unwrap();
+    let before = disk.bytes(LIVE).unwrap();
+    disk.set_space(Some(before.len() as u64 + 100));
+    append(&mut opened, &mut known, 1, 3);
+    assert!(opened.log.sync().unwrap_err().is_no_space());
+    assert_eq!(disk.bytes(LIVE).unwrap(), before);
+    disk.set_space(None);
+    assert!(matches!(opened.log.sync(), Err(StorageError::Poisoned(_))), "a failed log was used again");
+}
+
+#[test]
+fn truncated_entries_are_never_read_and_stay_in_a_file_of_their_own() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 8);
+    opened.log.sync().unwrap();
+    let reader = opened.reader.clone();
+    opened.log.write(&Write::Truncate { after: LogIndex(5) }).unwrap();
+    assert_eq!(reader.read(LogIndex(5), LogIndex(9)).unwrap().1.len(), 1);
+    assert!(reader.read(LogIndex(6), LogIndex(9)).unwrap().1.is_empty());
+    append(&mut opened, &mut known, 2, 2);
+    opened.log.sync().unwrap();
+    let views: Vec<ViewNumber> = read_all(&opened).iter().map(|entry| entry.view).collect();
+    assert_eq!(views, [1, 1, 1, 1, 1, 2, 2].map(view));
+    let moved = disk.files().into_iter().find(|name| name.starts_with("diverged-6-1.1-")).unwrap();
+    let moved = String::from_utf8(disk.bytes(&moved).unwrap()).unwrap();
+    assert_eq!(moved.lines().count(), 4, "a header and three rows");
+}
+
+#[test]
+fn a_log_with_a_gap_goes_on_after_a_truncation_before_the_gap() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 9);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    let bytes = disk.bytes(LIVE).unwrap();
+    let fifth = history[4].bytes.clone();
+    let at = bytes.windows(fifth.len()).position(|window| window == fifth).unwrap();
+    disk.flip_bit(LIVE, at, 1);
+    let mut opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.gaps, [(history[3].position(), LogIndex(5))]);
+    assert_eq!(opened.recovered.tail, history[..4]);
+    opened.log.write(&Write::Truncate { after: LogIndex(4) }).unwrap();
+    assert_eq!(opened.log.last(), history[3].position());
+    append(&mut opened, &mut known, 2, 3);
+    opened.log.sync().unwrap();
+    assert_eq!(read_all(&opened).len(), 7);
+    let moved = disk.files().into_iter().find(|name| name.starts_with("diverged-5-")).unwrap();
+    assert_eq!(disk.bytes(&moved).unwrap().split(|&b| b == b'\n').count(), 1 + 5 + 1, "even the damaged row");
+    let opened = try_open(&disk.crash()).unwrap();
+    assert!(opened.recovered.gaps.is_empty());
+    assert_eq!(check(&opened, &known).last.index, LogIndex(7));
+}
+
+#[test]
+fn a_reader_on_another_thread_only_sees_logs_that_existed() {
+    let mut known = Known::default();
+    let (_, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 20);
+    opened.log.sync().unwrap();
+    let reader = opened.reader.clone();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let reading = std::thread::spawn(move || {
+        let mut reads = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let (mut previous, entries) = reader.read(LogIndex(8), LogIndex(u64::MAX)).unwrap();
+            assert!(entries.len() >= 3, "entries that were never truncated are missing");
+            for entry in entries {
+                assert_eq!(entry.chain, lastword::message::chain_after(previous.chain, &entry.bytes));
+                previous = entry.position();
+            }
+            reads += 1;
+        }
+        reads
+    });
+    for round in 2..150 {
+        opened.log.write(&Write::Truncate { after: LogIndex(10 + u64::from(round) % 9) }).unwrap();
+        append(&mut opened, &mut known, round, 10);
+        opened.log.sync().unwrap();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(reading.join().unwrap() > 0);
+}
+
+/// Random lives of one directory: each ends with a crash at some call; what is found afterwards is what was synced and
+/// a prefix of what was written since.
+struct World {
+    known: Known,
+    disk: MemoryDisk,
+    opened: Opened<MemoryDisk>,
+    synced: Model,
+    written: Vec<Write>,
+    commit: LogIndex,
+    checkpoint: LogIndex,
+    prng: Prng,
+    salt: u64,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let (disk, opened) = fresh(seed);
+        Self {
+            known: Known::default(),
+            disk,
+            opened,
+            synced: Model::default(),
+            written: Vec::new(),
+            commit: LogIndex::ZERO,
+            checkpoint: LogIndex::ZERO,
+            prng: Prng::new(seed),
+            salt: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn write(&mut self, write: Write) -> Result<(), String> {
+        if let Write::Append(entries) = &write {
+            self.written.extend(entries.iter().map(|entry| Write::Append(vec![Arc::clone(entry)])));
+        } else {
+            self.written.push(write.clone());
+        }
+        self.opened.log.write(&write).map_err(|error| error.to_string())
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        self.opened.log.sync().map_err(|error| error.to_string())?;
+        for write in self.written.drain(..) {
+            self.synced.apply(&self.known, &write);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, installed: &mut Option<Position>) -> Result<(), String> {
+        let last = self.opened.log.last();
+        let kind = match self.prng.below(100) {
+            0..35 => "append",
+            35..65 => "sync",
+            65..72 => "hard state",
+            72..76 => "view",
+            76..84 => "commit",
+            84..90 => "truncate",
+            90..95 => "checkpoint",
+            95..98 => "cut",
+            _ => "install",
+        };
+        *self.counts.entry(kind).or_default() += 1;
+        self.salt += 1;
+        let salt = self.salt;
+        match kind {
+            "append" => {
+                let (mut at, mut entries) = (last, Vec::new());
+                for _ in 0..1 + self.prng.below(5) {
+                    let counter = at.view.counter.max(1) + u32::from(self.prng.chance(1, 8));
+                    let entry = self.known.make(at, counter, salt);
+                    at = entry.position();
+                    entries.push(entry);
+                }
+                self.write(Write::Append(entries))
+            }
+            "sync" => self.sync(),
+            "hard state" => self.write(Write::HardState(hard(u32::try_from(salt).unwrap(), 1))),
+            "view" => {
+                let number = view(u32::try_from(salt).unwrap());
+                self.write(Write::View(View { number, members: vec![] }))
+            }
+            "commit" => {
+                let ahead = self.commit.distance_to(last.index);
+                self.commit = LogIndex(self.commit.0 + self.prng.below(ahead + 1));
+                self.write(Write::Commit(self.commit))
+            }
+            "truncate" => {
+                let floor = self.checkpoint.max(self.opened.log.base().index);
+                let after = LogIndex(floor.0 + self.prng.below(floor.distance_to(last.index) + 1));
+                self.commit = self.commit.min(after);
+                self.write(Write::Truncate { after })
+            }
+            "checkpoint" => {
+                self.sync()?;
+                if self.commit <= self.checkpoint {
+                    return Ok(());
+                }
+                let position = position_at(&self.known, self.opened.log.last(), self.commit);
+                take_checkpoint(&mut self.opened, &self.known, position)?;
+                self.checkpoint = self.commit;
+                Ok(())
+            }
+            "cut" => {
+                // Below the older of two checkpoints (T3); there may be one only.
+                let names = self.disk.list("checkpoints").unwrap();
+                let older = names.iter().filter_map(|name| name.split('-').next()?.parse::<u64>().ok()).min();
+                let two = names.iter().filter(|name| name.starts_with('0')).count() == 2;
+                let through = LogIndex(older.filter(|_| two).unwrap_or(0));
+                self.opened.log.cut(through).map_err(|error| error.to_string())
+            }
+            _ => {
+                self.sync()?;
+                let count = self.opened.log.last().index.0.max(2) + 1 + self.prng.below(5);
+                let (position, stream) = foreign_checkpoint(&mut self.known, count, salt);
+                *installed = Some(position);
+                let found = install(&mut self.opened, position, &stream)?;
+                self.opened.log.restart_after(&found).map_err(|error| error.to_string())?;
+                *installed = None;
+                self.synced.last = position;
+                self.commit = position.index;
+                self.checkpoint = position.index;
+                Ok(())
+            }
+        }
+    }
+
+    /// One life: a few steps, a crash at some call, and recovery, which itself may crash.
+    fn live(&mut self, what: &str) {
+        self.disk.fail_from(self.disk.calls() + 1 + self.prng.below(120));
+        let mut installed = None;
+        while self.step(&mut installed).is_ok() {}
+        self.disk = self.disk.crash();
+        if self.prng.chance(1, 3) {
+            self.disk.fail_from(self.disk.calls() + 1 + self.prng.below(12));
+            let _ = try_open(&self.disk);
+            self.disk = self.disk.crash();
+        }
+        self.opened = try_open(&self.disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let found = check(&self.opened, &self.known);
+        assert!(self.opened.recovered.gaps.is_empty(), "{what}: a crash looks like rot");
+        let mut possible = vec![self.synced.clone()];
+        for write in self.written.drain(..) {
+            let mut next = possible.last().unwrap().clone();
+            next.apply(&self.known, &write);
+            possible.push(next);
+        }
+        if let Some(last) = installed {
+            possible.push(Model { last, ..possible.last().unwrap().clone() });
+        }
+        assert!(possible.contains(&found), "{what}: found {found:?}, expected one of {possible:?}");
+        self.synced = found;
+        self.commit = self.opened.recovered.applied.index;
+        self.checkpoint = self.opened.recovered.checkpoint;
+    }
+}
+
+#[test]
+fn after_a_crash_at_any_call_there_is_what_was_synced_and_a_prefix_of_the_rest() {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..80 {
+        let mut world = World::new(seed);
+        for life in 0..12 {
+            world.live(&format!("seed {seed}, life {life}"));
+        }
+        for (kind, count) in world.counts {
+            *counts.entry(kind).or_default() += count;
+        }
+    }
+    assert!(counts.len() == 9 && counts.values().all(|&count| count > 20), "{counts:?}");
+}
+
+#[test]
+fn the_same_seed_leaves_the_same_bytes() {
+    let run = || {
+        let mut world = World::new(42);
+        (0..6).for_each(|life| world.live(&format!("life {life}")));
+        world.disk.files().iter().map(|name| (name.clone(), world.disk.bytes(name))).collect::<Vec<_>>()
+    };
+    assert_eq!(run(), run());
+}
