@@ -1,0 +1,50 @@
+//! What is committed never changes, and logs agree up to the commit index. An entry's chain covers everything before
+//! it, so equal chains mean equal logs.
+
+use lastword::replica::Replica;
+use lastword::types::LogIndex;
+
+/// The chain of each committed entry, as the first server that knew it committed had it.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    chains: Vec<Option<u32>>,
+    checked: Vec<LogIndex>,
+}
+
+impl Committed {
+    /// Nothing is committed yet.
+    pub(crate) fn new(servers: usize) -> Self {
+        Self { chains: vec![None], checked: vec![LogIndex::ZERO; servers] }
+    }
+
+    /// A server starts anew: its log is compared again.
+    pub(crate) fn forget(&mut self, at: usize) {
+        self.checked[at] = LogIndex::ZERO;
+    }
+
+    /// How many entries are known to be committed.
+    pub(crate) fn count(&self) -> u64 {
+        self.chains.len() as u64 - 1
+    }
+
+    /// Compares what a server has committed since it was last looked at.
+    pub(crate) fn check(&mut self, at: usize, replica: &Replica) {
+        let commit = replica.commit_index();
+        for index in self.checked[at].0 + 1..=commit.0 {
+            // What a checkpoint covers is compared by digest.
+            let Some(chain) = replica.entry_chain(LogIndex(index)) else { continue };
+            let place = usize::try_from(index).expect("small");
+            if self.chains.len() <= place {
+                self.chains.resize(place + 1, None);
+            }
+            let known = *self.chains[place].get_or_insert(chain);
+            assert_eq!(
+                known,
+                chain,
+                "committed entry {index} differs on server {}: chain {chain:08x}, elsewhere {known:08x}",
+                at + 1
+            );
+        }
+        self.checked[at] = self.checked[at].max(commit);
+    }
+}

@@ -1,0 +1,157 @@
+//! The simulator: the real replication core, the real storage code and the real client policy in one process, on a
+//! virtual clock, with a simulated disk and network. One seed is one history; the same seed is the same history.
+//!
+//! ```text
+//! cargo test --test simulation                            fixed seeds, failed seeds, fresh seeds, scenarios
+//! SIM_SEED=0x1538 cargo test --test simulation swarm      replays one seed; SIM_TRACE=1 prints each step
+//! SIM_SEEDS=20000 cargo test --test simulation swarm      so many fresh seeds, and what they amounted to
+//! SIM_VIOLATIONS=10 …                                     goes on until so many seeds have failed
+//! ```
+//!
+//! To see a rule die: remove it from the code by hand, then `SIM_SEEDS=5000 cargo test --test simulation swarm`; the
+//! output says after how many seeds the first violation came.
+//!
+//! - `queue`, `clock`, `trace`: what happens next, what time it is where, what has happened.
+//! - `network`, `server`, `client`: the simulated shell around the real parts.
+//! - `swarm`, `nemesis`, `faults`: which faults a seed has, when they strike, how often they did.
+//! - `check/`: what must hold after every step; `oracle`: what clients know; `runner`: seeds, healing, final checks.
+//! - `scenarios`: directed histories, each named after the fact it shows.
+
+mod check;
+mod client;
+mod clock;
+mod faults;
+mod nemesis;
+mod network;
+mod oracle;
+mod queue;
+mod runner;
+mod scenarios;
+mod server;
+mod swarm;
+mod trace;
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lastword::prng::Prng;
+
+use runner::{Outcome, Violation, report, run_seeds, try_seed};
+
+/// Seeds that are run by every test run, beside fresh ones.
+const FIXED_SEEDS: u64 = 64;
+/// Fresh seeds are run for so long unless `SIM_SEEDS` says how many.
+const FRESH_SECONDS: u64 = 12;
+
+fn number(text: &str) -> Option<u64> {
+    let text = text.trim();
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(number(&text).unwrap_or_else(|| panic!("{name}={text}: expected a number, as 1538 or 0x1538")))
+}
+
+fn fresh_seed() -> u64 {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
+    Prng::new(u64::try_from(nanos & u128::from(u64::MAX)).expect("masked") ^ u64::from(std::process::id()))
+        .next_u64()
+}
+
+fn fail(violations: &[Violation], count: u64) {
+    if violations.is_empty() {
+        return;
+    }
+    let lines: Vec<_> = violations.iter().map(report).collect();
+    panic!("{} of {count} seeds failed\n{}", violations.len(), lines.join("\n"));
+}
+
+fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
+    let seconds = took.as_secs_f64();
+    let simulated = outcome.simulated.as_secs_f64();
+    eprintln!(
+        "{count} seeds in {seconds:.1} s: {:.1} seeds/s, {:.1} simulated hours ({:.0} x real time), {} steps, \
+         {} entries committed, {} commands acknowledged, {} reads checked, {} outcomes unknown\n  {}",
+        count as f64 / seconds,
+        simulated / 3600.0,
+        simulated / seconds,
+        outcome.steps,
+        outcome.committed,
+        outcome.acknowledged,
+        outcome.reads,
+        outcome.unknown,
+        outcome.faults
+    );
+}
+
+fn run_listed(seeds: &[u64]) -> (u64, Outcome, Vec<Violation>) {
+    let next = AtomicU64::new(0);
+    run_seeds(|| seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("small")).copied())
+}
+
+#[test]
+fn swarm() {
+    let begun = std::time::Instant::now();
+    if let Some(seed) = environment("SIM_SEED") {
+        let (count, outcome, violations) = run_listed(&[seed]);
+        fail(&violations, count);
+        if std::env::var_os("SIM_TRACE").is_some() {
+            let mut world = None;
+            runner::run_seed(seed, trace::Trace::new(true, true), &mut world);
+        }
+        print_summary(count, &outcome, begun.elapsed());
+        return;
+    }
+    let wanted = environment("SIM_SEEDS");
+    let base = fresh_seed();
+    let begun_seeds = AtomicU64::new(0);
+    let (count, outcome, violations) = run_seeds(|| {
+        let place = begun_seeds.fetch_add(1, Ordering::Relaxed);
+        let more = match wanted {
+            Some(wanted) => place < wanted,
+            None => begun.elapsed() < Duration::from_secs(FRESH_SECONDS),
+        };
+        more.then(|| Prng::new(base.wrapping_add(place)).next_u64())
+    });
+    print_summary(count, &outcome, begun.elapsed());
+    fail(&violations, count);
+    let missing = outcome.faults.missing();
+    assert!(count < 300 || missing.is_empty(), "in {count} seeds these faults never fired: {missing:?}");
+}
+
+#[test]
+fn fixed_seeds_hold_and_every_fault_fires_in_them() {
+    let seeds: Vec<u64> = (0..FIXED_SEEDS).map(|n| Prng::new(0x1538 + n).next_u64()).collect();
+    let (count, outcome, violations) = run_listed(&seeds);
+    fail(&violations, count);
+    let missing = outcome.faults.missing();
+    assert!(missing.is_empty(), "these faults never fired: {missing:?}");
+}
+
+#[test]
+fn seeds_that_failed_once_hold_now() {
+    let text = include_str!("failed_seeds.txt");
+    let seeds: Vec<u64> = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty())
+        .map(|line| number(line).unwrap_or_else(|| panic!("failed_seeds.txt: {line:?}: expected a seed")))
+        .collect();
+    let (count, _, violations) = run_listed(&seeds);
+    fail(&violations, count);
+}
+
+#[test]
+fn two_runs_of_one_seed_have_the_same_trace() {
+    for seed in [1, 0x1538, 0xdead_beef] {
+        let first = try_seed(seed).unwrap_or_else(|what| panic!("seed {seed:#x}: {what}"));
+        let second = try_seed(seed).unwrap_or_else(|what| panic!("seed {seed:#x}, run again: {what}"));
+        assert_eq!(first.hash, second.hash, "seed {seed:#x} has two histories");
+        assert_eq!(first.steps, second.steps);
+    }
+}

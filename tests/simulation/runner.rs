@@ -1,0 +1,308 @@
+//! Runs seeds: one, a fixed set, or many fresh ones on all cores; and says how to replay the one that failed.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lastword::message::Status;
+use lastword::prng::Prng;
+
+use crate::client::{Ended, Op};
+use crate::faults::FaultCounts;
+use crate::nemesis::Mishap;
+use crate::server::Death;
+use crate::swarm::Swarm;
+use crate::trace::Trace;
+use crate::world::{Action, World};
+
+/// How long a healed world may take to be whole again.
+const HEALING_MAX: Duration = Duration::from_secs(60);
+/// As long, if disks were slow: a member that was dropped for that waits before it is readmitted (N9).
+const HEALING_SLOW_MAX: Duration = Duration::from_secs(900);
+
+/// What one seed amounted to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    /// The trace's hash.
+    pub hash: u64,
+    /// Steps of the event loop.
+    pub steps: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Acknowledged commands, checked reads, commands of unknown outcome, committed entries.
+    pub acknowledged: u64,
+    /// Reads that were checked.
+    pub reads: u64,
+    /// Commands of unknown outcome.
+    pub unknown: u64,
+    /// Committed entries.
+    pub committed: u64,
+    /// How often each fault fired.
+    pub faults: FaultCounts,
+}
+
+impl Outcome {
+    fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.simulated += other.simulated;
+        self.acknowledged += other.acknowledged;
+        self.reads += other.reads;
+        self.unknown += other.unknown;
+        self.committed += other.committed;
+        self.faults.add(&other.faults);
+    }
+}
+
+/// One seed, from the first start to the last check. The world is given back for its trace even after a violation.
+pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Outcome {
+    let mut prng = Prng::new(seed ^ 0x5eed_5eed_5eed_5eed);
+    let swarm = Swarm::draw(&mut prng);
+    let world = world.insert(World::new(seed, swarm, trace));
+    let servers = world.servers.len();
+    for at in 0..servers {
+        let spread = world.swarm.start_spread;
+        let wait = world.between(Duration::ZERO, spread);
+        world.after(wait, Action::Mishap(Mishap::Start(at)));
+    }
+    for client in &mut world.clients {
+        client.lively = true;
+    }
+    world.run_for(world.swarm.start_spread);
+    world.unleash_nemesis();
+    world.run_for(world.swarm.duration);
+    heal_and_check(world);
+    Outcome {
+        hash: world.trace.hash(),
+        steps: world.trace.steps(),
+        simulated: Duration::from_nanos(world.now.as_nanos()),
+        acknowledged: world.oracle.acknowledged,
+        reads: world.oracle.reads,
+        unknown: world.oracle.unknown,
+        committed: world.checks.committed(),
+        faults: world.faults.clone(),
+    }
+}
+
+/// Ends all faults and demands what must then come: progress, one view of all, equal states, nothing lost or doubled.
+pub(crate) fn heal_and_check(world: &mut World) {
+    world.heal();
+    for client in &mut world.clients {
+        client.lively = false;
+    }
+    let max = if world.swarm.slow_disks { HEALING_SLOW_MAX } else { HEALING_MAX };
+    let fresh = world.add_client();
+    world.wish(fresh, Op::Send { to: fresh, text: "to myself, after healing".into() });
+    world.wish(fresh, Op::Read);
+    let begun = world.now;
+    if !world.run_until(max, |world| world.clients.iter().all(|client| client.is_idle())) {
+        panic!("no progress: after {max:?} without faults clients still wait; {}", describe(world));
+    }
+    let (_, last) = world.clients[fresh].ended.last().expect("it had wishes");
+    assert!(matches!(last, Ended::Answered(_)), "no progress: a fresh client's read ended as {last:?}");
+    let left = max.saturating_sub(world.now.since(begun));
+    if !world.run_until(left, is_whole) {
+        panic!("the cluster is not whole {max:?} after the last fault; {}", describe(world));
+    }
+    check_disks(world);
+}
+
+/// Whether all servers run in one view as its members, with everything applied everywhere.
+pub(crate) fn is_whole(world: &mut World) -> bool {
+    let Some(leader) = world.servers.iter().find(|s| s.replica().is_some_and(|replica| replica.is_serving()))
+    else {
+        return false;
+    };
+    let now = leader.clock.monotonic(world.now);
+    let leader = leader.replica().expect("it serves");
+    let view = leader.installed_view();
+    let status = leader.status(now);
+    view.members.len() == world.servers.len()
+        && status.applied == status.last
+        && world.servers.iter().all(|server| {
+            server.is_running()
+                && server.replica().is_some_and(|replica| {
+                    replica.installed_view() == view && replica.state().index() == leader.state().index()
+                })
+        })
+}
+
+/// Stops all servers, opens their disks, and compares what is on them: to each other, byte for byte, and to what
+/// clients know.
+pub(crate) fn check_disks(world: &mut World) {
+    let servers = world.servers.len();
+    let index = world.servers[0].replica().expect("the cluster is whole").state().index();
+    let mut first: Option<Vec<u8>> = None;
+    for at in 0..servers {
+        world.crash(at, Death::PowerLoss);
+        let server = &world.servers[at];
+        let opened = lastword::storage::open(
+            server.disk.clone(),
+            server.config.me,
+            &server.config.servers,
+            &mut |_| {},
+        )
+        .unwrap_or_else(|error| panic!("server {} can't open its directory at the end: {error}", at + 1));
+        let recovered = opened.recovered;
+        let mut state = recovered.state;
+        let applied = state.index();
+        for entry in recovered.tail.iter().filter(|entry| entry.index > applied && entry.index <= index) {
+            state.apply(entry.index, entry.unix_ms, entry.chain, &entry.operation);
+        }
+        assert_eq!(state.index(), index, "server {}'s disk lacks entries that were applied", at + 1);
+        world.oracle.check_final(&state);
+        let mut tables = state.digest().to_vec();
+        state.begin_checkpoint();
+        while let Some(slice) = state.next_slice(64) {
+            let _ = write!(Bytes(&mut tables), "{:?}", slice.table);
+            tables.extend_from_slice(&slice.rows);
+        }
+        match &first {
+            None => first = Some(tables),
+            Some(first) => assert!(*first == tables, "the tables of servers 1 and {} differ", at + 1),
+        }
+    }
+}
+
+struct Bytes<'a>(&'a mut Vec<u8>);
+
+impl std::fmt::Write for Bytes<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// How everybody is, for a report.
+pub(crate) fn describe(world: &World) -> String {
+    let mut text = String::new();
+    for server in &world.servers {
+        let id = server.at + 1;
+        let Some(replica) = server.replica() else {
+            let _ = write!(text, "server {id} is down; ");
+            continue;
+        };
+        let Status { role, view, last, synced, commit, applied, note, .. } =
+            replica.status(server.clock.monotonic(world.now));
+        let members: Vec<_> = replica.installed_view().members.iter().map(|m| m.server.0).collect();
+        let _ = write!(
+            text,
+            "server {id}: {role} in {view} of {members:?}, last {last} synced {synced} commit {commit} applied {applied}, \
+             note {note:?}; "
+        );
+    }
+    for (at, client) in world.clients.iter().enumerate().filter(|(_, client)| !client.is_idle()) {
+        let _ = write!(text, "client {at} waits for {:?}; ", client.job);
+    }
+    text
+}
+
+/// Where and how a seed failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    /// The seed.
+    pub seed: u64,
+    /// What was violated.
+    pub what: String,
+}
+
+thread_local! {
+    /// Set while a seed runs on this thread: a panic is kept here instead of being printed.
+    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+fn keep_panics_of_seeds() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let caught = CAUGHT.with_borrow_mut(|caught| match caught {
+                Some(text) => {
+                    let place = info.location().map_or(String::new(), ToString::to_string);
+                    *text = format!("{} [{place}]", message_of(info.payload()));
+                    true
+                }
+                None => false,
+            });
+            if !caught {
+                usual(info);
+            }
+        }));
+    });
+}
+
+fn message_of(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+        .unwrap_or_else(|| "a panic".into())
+}
+
+fn attempt(seed: u64, trace: Trace) -> (Result<Outcome, String>, Option<World>) {
+    keep_panics_of_seeds();
+    let mut world = None;
+    CAUGHT.set(Some(String::new()));
+    let result = catch_unwind(AssertUnwindSafe(|| run_seed(seed, trace, &mut world)));
+    let caught = CAUGHT.take().unwrap_or_default();
+    (result.map_err(|_| caught), world)
+}
+
+/// Runs one seed; a violation comes back as text.
+pub(crate) fn try_seed(seed: u64) -> Result<Outcome, String> {
+    attempt(seed, Trace::new(false, false)).0
+}
+
+/// The last lines of a failing seed's trace, written to a file; gives its path.
+fn write_trace(seed: u64) -> String {
+    let print = std::env::var_os("SIM_TRACE").is_some();
+    let (_, world) = attempt(seed, Trace::new(true, print));
+    let Some(world) = world else { return "(no trace: the world could not be made)".into() };
+    let path = format!("{}/sim-{seed:016x}.trace", env!("CARGO_TARGET_TMPDIR"));
+    let lines: String = world.trace.lines().map(|line| format!("{line}\n")).collect();
+    match std::fs::write(&path, lines) {
+        Ok(()) => path,
+        Err(error) => format!("(not written: {path}: {error})"),
+    }
+}
+
+/// Says in one line how to replay a seed, and where its trace is.
+pub(crate) fn report(violation: &Violation) -> String {
+    let Violation { seed, what } = violation;
+    let path = write_trace(*seed);
+    format!("SIM_SEED={seed:#x} cargo test --test simulation swarm   # {what}\n  the last steps: {path}")
+}
+
+/// Runs seeds on all cores until `next` gives no more, or one fails.
+pub(crate) fn run_seeds(
+    next: impl Fn() -> Option<u64> + std::marker::Sync,
+) -> (u64, Outcome, Vec<Violation>) {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let total = Mutex::new((Outcome::default(), Vec::new()));
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    let result = try_seed(seed);
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let mut total = total.lock().expect("seeds catch their panics");
+                    match result {
+                        Ok(outcome) => total.0.add(&outcome),
+                        Err(what) => total.1.push(Violation { seed, what }),
+                    }
+                    if total.1.len() >= violations_max() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let (outcome, violations) = total.into_inner().expect("seeds catch their panics");
+    (count.into_inner(), outcome, violations)
+}
+
+/// After so many violations a run ends: `SIM_VIOLATIONS`, by default one.
+fn violations_max() -> usize {
+    std::env::var("SIM_VIOLATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}

@@ -1,0 +1,441 @@
+//! Directed histories. Each is named after the fact it shows, and runs over a few seeds: they move every latency.
+
+use std::time::Duration;
+
+use lastword::message::Response;
+use lastword::replica::Event;
+
+use crate::client::{Ended, Op};
+use crate::runner::{check_disks, describe, heal_and_check, is_whole};
+use crate::server::{Death, server_id};
+use crate::swarm::Swarm;
+use crate::trace::Trace;
+use crate::world::World;
+
+const SOON: Duration = Duration::from_secs(10);
+const LATER: Duration = Duration::from_secs(60);
+
+/// Alice and Bob, as client numbers.
+const ALICE: usize = 0;
+const BOB: usize = 1;
+
+fn new_world(seed: u64) -> World {
+    let print = std::env::var_os("SIM_TRACE").is_some();
+    World::new(seed, Swarm { clients: 0, ..Swarm::calm() }, Trace::new(print, print))
+}
+
+/// Three servers in one view, Alice and Bob registered.
+fn running_world(seed: u64) -> World {
+    let mut world = new_world(seed);
+    for at in 0..3 {
+        world.start(at);
+    }
+    await_whole(&mut world);
+    for client in [ALICE, BOB] {
+        assert_eq!(world.add_client(), client);
+        let ended = world.wait_for_client(client, SOON);
+        assert!(matches!(ended, Some(Ended::Answered(_))), "{ended:?}; {}", describe(&world));
+    }
+    world
+}
+
+fn await_whole(world: &mut World) {
+    assert!(world.run_until(LATER, is_whole), "seed {}: not whole; {}", world.seed, describe(world));
+}
+
+fn leader(world: &World) -> Option<usize> {
+    world
+        .servers
+        .iter()
+        .position(|s| s.is_running() && s.replica().is_some_and(|replica| replica.is_serving()))
+}
+
+fn await_leader(world: &mut World) -> usize {
+    assert!(world.run_until(LATER, |world| leader(world).is_some()), "nobody leads; {}", describe(world));
+    leader(world).expect("somebody leads")
+}
+
+fn is_done(ended: Option<&Ended>) -> bool {
+    matches!(
+        ended,
+        Some(Ended::Answered(Response::Done { .. } | Response::Messages(_) | Response::Accounts(_)))
+    )
+}
+
+fn send(world: &mut World, from: usize, to: usize, text: &str) {
+    world.wish(from, Op::Send { to, text: text.into() });
+    let ended = world.wait_for_client(from, LATER);
+    assert!(is_done(ended.as_ref()), "seed {}: {text} ended as {ended:?}; {}", world.seed, describe(world));
+}
+
+/// The texts that a client reads waiting; the oracle checks them too.
+fn read(world: &mut World, who: usize) -> Vec<String> {
+    world.wish(who, Op::Read);
+    match world.wait_for_client(who, LATER) {
+        Some(Ended::Answered(Response::Messages(page))) => {
+            page.messages.into_iter().map(|m| m.text).collect()
+        }
+        other => panic!("seed {}: a read ended as {other:?}; {}", world.seed, describe(world)),
+    }
+}
+
+fn await_dropped(world: &mut World, who: usize) {
+    let dropped = |world: &mut World| {
+        leader(world).is_some_and(|at| {
+            let view = world.servers[at].replica().expect("it leads").installed_view();
+            view.member(server_id(who)).is_none()
+        })
+    };
+    assert!(world.run_until(LATER, dropped), "server {} is not dropped; {}", who + 1, describe(world));
+}
+
+fn view_of(world: &World, at: usize) -> lastword::types::ViewNumber {
+    world.servers[at].replica().expect("it runs").installed_view().number
+}
+
+#[test]
+fn start_in_any_order_ten_seconds_apart() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (apart, order) in [0, 10].into_iter().flat_map(|apart| orders.map(|order| (apart, order))) {
+        let mut world = new_world(apart);
+        for at in order {
+            world.start(at);
+            world.run_for(Duration::from_secs(apart));
+        }
+        await_whole(&mut world);
+        let leaders = world.servers.iter().filter(|s| s.replica().expect("it runs").is_serving()).count();
+        assert_eq!(leaders, 1, "order {order:?}");
+        world.add_client();
+        send(&mut world, ALICE, ALICE, "it works");
+        assert_eq!(read(&mut world, ALICE), ["it works"]);
+    }
+}
+
+#[test]
+fn killed_primary_restarted_by_the_same_command_joins_as_backup() {
+    for seed in 0..10 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        world.crash(old, Death::Kill);
+        let new = await_leader(&mut world);
+        assert_ne!(old, new);
+        send(&mut world, ALICE, BOB, "under the new one");
+        world.start(old);
+        await_whole(&mut world);
+        assert_eq!(leader(&world), Some(new), "seed {seed}: the restarted server took over");
+        assert_eq!(read(&mut world, BOB), ["under the new one"]);
+        check_disks(&mut world);
+    }
+}
+
+#[test]
+fn killed_primary_is_replaced_within_half_a_second() {
+    for seed in 0..20 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        world.crash(old, Death::Kill);
+        let begun = world.now;
+        send(&mut world, ALICE, BOB, "soon");
+        let took = world.now.since(begun);
+        assert!(took < Duration::from_millis(500), "seed {seed}: it took {took:?}");
+    }
+}
+
+#[test]
+fn retry_after_lost_reply_executes_once_across_failover() {
+    for seed in 0..20 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        world.wish(ALICE, Op::Send { to: BOB, text: "once".into() });
+        world.drop_replies = 1;
+        assert!(world.run_until(SOON, |world| world.drop_replies == 0));
+        world.crash(old, Death::Kill);
+        let ended = world.wait_for_client(ALICE, LATER);
+        assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}");
+        assert_eq!(read(&mut world, BOB), ["once"], "seed {seed}");
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn retry_after_every_reply_is_lost_once_executes_once() {
+    for seed in 0..10 {
+        let mut world = running_world(seed);
+        for number in 0..5 {
+            world.wish(ALICE, Op::Send { to: BOB, text: format!("message {number}") });
+            world.drop_replies = 1;
+            assert!(is_done(world.wait_for_client(ALICE, LATER).as_ref()));
+            world.drop_replies = 0;
+        }
+        assert_eq!(read(&mut world, BOB).len(), 5);
+        check_disks(&mut world);
+    }
+}
+
+#[test]
+fn two_of_three_crash_and_the_third_goes_on() {
+    for survivor in 0..3 {
+        for death in [Death::Kill, Death::PowerLoss] {
+            let mut world = running_world(survivor as u64);
+            send(&mut world, ALICE, BOB, "before");
+            for at in (0..3).filter(|&at| at != survivor) {
+                world.crash(at, death);
+            }
+            send(&mut world, ALICE, BOB, "after");
+            assert_eq!(await_leader(&mut world), survivor);
+            assert_eq!(read(&mut world, BOB), ["before", "after"]);
+            for at in (0..3).filter(|&at| at != survivor) {
+                world.start(at);
+            }
+            await_whole(&mut world);
+            check_disks(&mut world);
+        }
+    }
+}
+
+#[test]
+fn two_of_three_crash_in_turn_and_the_third_goes_on() {
+    for seed in 0..10 {
+        let mut world = running_world(seed);
+        for text in ["one", "two"] {
+            let at = await_leader(&mut world);
+            world.crash(at, Death::Kill);
+            send(&mut world, ALICE, BOB, text);
+        }
+        assert_eq!(read(&mut world, BOB), ["one", "two"]);
+        heal_and_check(&mut world);
+    }
+}
+
+fn crash_all_and_restart(death: Death) {
+    for seed in 0..15 {
+        let mut world = running_world(seed);
+        for client in &mut world.clients {
+            client.lively = true;
+        }
+        world.wish(ALICE, Op::List);
+        world.wish(BOB, Op::List);
+        world.run_for(Duration::from_millis(500 + 7 * seed));
+        for at in 0..3 {
+            world.crash(at, death);
+        }
+        world.run_for(Duration::from_millis(300));
+        for at in 0..3 {
+            world.start((at + usize::try_from(seed).expect("small")) % 3);
+        }
+        await_leader(&mut world);
+        assert!(world.oracle.acknowledged > 2, "nothing was acknowledged before the crash");
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn all_three_crash_and_nothing_acknowledged_is_lost() {
+    crash_all_and_restart(Death::Kill);
+}
+
+#[test]
+fn power_loss_everywhere_loses_nothing_acknowledged() {
+    crash_all_and_restart(Death::PowerLoss);
+}
+
+#[test]
+fn woken_backup_does_not_lead_with_old_data() {
+    for seed in 0..50 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let sleeper = (primary + 1 + usize::try_from(seed % 2).expect("small")) % 3;
+        world.pause(sleeper);
+        await_dropped(&mut world, sleeper);
+        send(&mut world, ALICE, BOB, "while it slept");
+        let kill = |world: &mut World| {
+            for at in (0..3).filter(|&at| at != sleeper) {
+                world.crash(at, Death::Kill);
+            }
+        };
+        if seed % 3 == 0 {
+            kill(&mut world);
+            world.resume(sleeper);
+        } else {
+            world.resume(sleeper);
+            world.run_for(Duration::from_micros(100 * seed));
+            kill(&mut world);
+        }
+        let members =
+            |world: &World| world.servers[sleeper].replica().is_some_and(|replica| replica.is_serving());
+        if world.run_until(Duration::from_secs(8), |world| members(world)) {
+            // It may lead only if it was readmitted, with everything, before the others died.
+            assert_eq!(read(&mut world, BOB), ["while it slept"], "seed {seed}: it leads with old data");
+        }
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn stale_primary_never_answers_a_read() {
+    for seed in 0..50 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        // Bob's connection is bound to the server that is about to be deposed.
+        assert!(read(&mut world, BOB).is_empty());
+        world.pause(old);
+        send(&mut world, ALICE, BOB, "written elsewhere");
+        if seed % 2 == 0 {
+            world.wish(BOB, Op::Read);
+            world.run_for(Duration::from_micros(500));
+            world.resume(old);
+        } else {
+            world.resume(old);
+            world.run_for(Duration::from_micros(10 * seed));
+            world.wish(BOB, Op::Read);
+        }
+        let ended = world.wait_for_client(BOB, LATER);
+        let Some(Ended::Answered(Response::Messages(page))) = ended else { panic!("seed {seed}: {ended:?}") };
+        assert_eq!(page.messages.len(), 1, "seed {seed}: a stale read");
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn empty_directory_refills_and_joins() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        send(&mut world, ALICE, BOB, "kept by the others");
+        let victim = usize::try_from(seed % 3).expect("small");
+        world.crash(victim, Death::Kill);
+        await_dropped(&mut world, victim);
+        world.wipe(victim);
+        send(&mut world, ALICE, BOB, "and this");
+        world.start(victim);
+        await_whole(&mut world);
+        for at in (0..3).filter(|&at| at != victim) {
+            world.crash(at, Death::Kill);
+        }
+        assert_eq!(read(&mut world, BOB), ["kept by the others", "and this"], "seed {seed}");
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn last_survivor_must_be_awaited_after_shrinking_to_one() {
+    for seed in 0..9 {
+        let mut world = running_world(seed);
+        let last = usize::try_from(seed % 3).expect("small");
+        for at in (0..3).filter(|&at| at != last) {
+            world.crash(at, Death::Kill);
+        }
+        send(&mut world, ALICE, BOB, "only the last one has it");
+        world.crash(last, Death::Kill);
+        for at in (0..3).filter(|&at| at != last) {
+            world.start(at);
+        }
+        let led = world.run_until(Duration::from_secs(30), |world| leader(world).is_some());
+        assert!(!led, "seed {seed}: a view without the last survivor; {}", describe(&world));
+        world.start(last);
+        await_whole(&mut world);
+        assert_eq!(read(&mut world, BOB), ["only the last one has it"], "seed {seed}");
+        check_disks(&mut world);
+    }
+}
+
+#[test]
+fn connections_that_break_between_live_servers_change_no_view() {
+    for seed in 0..10 {
+        let mut world = running_world(seed);
+        let before = view_of(&world, 0);
+        for _ in 0..5 {
+            world.break_links(0, 1);
+            world.break_links(0, 2);
+            world.break_links(1, 2);
+            world.run_for(Duration::from_millis(700));
+        }
+        assert_eq!(view_of(&world, 0), before, "seed {seed}: a reset was taken for a death");
+        send(&mut world, ALICE, BOB, "still here");
+    }
+}
+
+#[test]
+fn paths_that_stall_for_a_fifth_of_a_second_change_no_view() {
+    for seed in 0..10 {
+        let mut world = running_world(seed);
+        let before = view_of(&world, 0);
+        for _ in 0..5 {
+            let until = world.now + Duration::from_millis(200);
+            for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 1)] {
+                world.network.stall(from, to, until);
+            }
+            world.run_for(Duration::from_millis(700));
+        }
+        assert_eq!(view_of(&world, 0), before, "seed {seed}: a short stall was taken for a death");
+    }
+}
+
+#[test]
+fn a_server_cut_off_for_two_seconds_comes_back_and_nothing_is_lost() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let cut = usize::try_from(seed % 3).expect("small");
+        for other in (0..3).filter(|&other| other != cut) {
+            world.block(cut, other, seed % 4 == 3);
+        }
+        let begun = world.now;
+        send(&mut world, ALICE, BOB, "during the partition");
+        let rest = Duration::from_secs(2).saturating_sub(world.now.since(begun));
+        world.run_for(rest);
+        for other in (0..3).filter(|&other| other != cut) {
+            world.unblock(cut, other);
+        }
+        await_whole(&mut world);
+        assert_eq!(read(&mut world, BOB), ["during the partition"], "seed {seed}");
+        check_disks(&mut world);
+    }
+}
+
+#[test]
+fn after_an_orderly_stop_of_all_any_one_may_start_alone() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        send(&mut world, ALICE, BOB, "before the stop");
+        for at in 0..3 {
+            world.deliver(at, Event::Stop);
+        }
+        let stopped = |world: &mut World| world.servers.iter().all(|server| server.process.is_none());
+        assert!(world.run_until(SOON, stopped), "seed {seed}: not stopped; {}", describe(&world));
+        let alone = usize::try_from(seed % 3).expect("small");
+        world.start(alone);
+        assert_eq!(await_leader(&mut world), alone);
+        assert_eq!(read(&mut world, BOB), ["before the stop"]);
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn stopping_one_server_leaves_the_others_serving() {
+    for seed in 0..9 {
+        let mut world = running_world(seed);
+        let at = usize::try_from(seed % 3).expect("small");
+        world.deliver(at, Event::Stop);
+        send(&mut world, ALICE, BOB, "meanwhile");
+        let gone = |world: &mut World| world.servers[at].process.is_none();
+        assert!(world.run_until(SOON, gone), "seed {seed}: it does not stop; {}", describe(&world));
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn a_slow_disk_delays_the_others_for_seconds_at_most() {
+    for seed in 0..3 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let slow = (primary + 1) % 3;
+        world.servers[slow].disk_slowness = 1_000;
+        for number in 0..30 {
+            let begun = world.now;
+            send(&mut world, ALICE, BOB, &format!("message {number}"));
+            let took = world.now.since(begun);
+            assert!(took < Duration::from_secs(5), "seed {seed}: message {number} took {took:?}");
+        }
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}

@@ -1,0 +1,638 @@
+//! A simulated server: the real core and the real storage code, and a shell that carries out effects with latencies
+//! of its own. It does what `server/driver.rs` does, on a virtual clock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastword::message::{
+    CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
+    Request, Response, Write,
+};
+use lastword::prng::Prng;
+use lastword::replica::{
+    Config, Effect, Event, Exit, FirstRole, HashId, HashJob, Hashed, LinkState, Notice, ReadId, Replica,
+};
+use lastword::storage::{Checkpoints, CommitLog, LogReader, MemoryDisk, Opened};
+use lastword::time::Instant;
+use lastword::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
+
+use crate::clock::Clock;
+use crate::faults::Fault;
+use crate::nemesis::Mishap;
+use crate::swarm::Swarm;
+use crate::world::{Action, Life, World, trace};
+
+/// The id of the server at this place.
+pub(crate) fn server_id(at: usize) -> ServerId {
+    ServerId(u8::try_from(at + 1).expect("a handful of servers"))
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// The process alone: what it has given to the system stays.
+    Kill,
+    /// The host: what was not synced is cut at random.
+    PowerLoss,
+}
+
+/// One host with its process, if one runs.
+pub(crate) struct Server {
+    /// Its place in the cluster list, from 0.
+    pub at: usize,
+    /// The command line of its process.
+    pub config: Config,
+    /// Its directory.
+    pub disk: MemoryDisk,
+    /// Its clocks.
+    pub clock: Clock,
+    /// Whether the host has power: without, it does not even refuse.
+    pub powered: bool,
+    /// Whether the process is stopped as by SIGSTOP.
+    pub paused: bool,
+    /// What happened to the paused process meanwhile.
+    pub held: Vec<Action>,
+    /// How much slower than usual its disk is.
+    pub disk_slowness: u32,
+    /// The process.
+    pub process: Option<Process>,
+    /// Whether somebody types the command line again after an orderly stop.
+    pub restarts: bool,
+    /// Why the last process ended by itself.
+    pub exited: Option<Exit>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server {}", self.at + 1)
+    }
+}
+
+/// What the log's writer is asked to do.
+#[derive(Debug)]
+enum LogJob {
+    Write(WriteId, Write),
+    Cut(LogIndex),
+    Repair(Position, Vec<Arc<Entry>>),
+    /// The log starts after a checkpoint that was installed.
+    Restart(Box<Installed>),
+}
+
+/// A running process.
+pub(crate) struct Process {
+    /// Which.
+    pub life: Life,
+    /// The core.
+    pub replica: Replica,
+    log: CommitLog<MemoryDisk>,
+    reader: LogReader<MemoryDisk>,
+    checkpoints: Checkpoints<MemoryDisk>,
+    /// What the writer has not begun.
+    log_jobs: VecDeque<LogJob>,
+    /// The sync under way: up to which write, repairs in it, and the error that an earlier write met.
+    syncing: Option<Sync>,
+    checkpoint_steps: VecDeque<CheckpointStep>,
+    checkpointing: bool,
+    timer: Option<Instant>,
+    /// Connections of clients: which client, and which of its connections.
+    pub connections: BTreeMap<ConnectionId, (usize, u64)>,
+    connections_made: u64,
+    /// Whether it has said that it is ready.
+    pub ready: bool,
+}
+
+#[derive(Debug)]
+struct Sync {
+    through: Option<WriteId>,
+    repairs: usize,
+    installed: Vec<Box<Installed>>,
+    error: Option<String>,
+}
+
+impl Server {
+    /// A host with an empty disk.
+    pub(crate) fn new(at: usize, addresses: &[String], swarm: &Swarm, prng: &mut Prng) -> Self {
+        let (mut gain_ppm, mut wall_ms) = (0, 0);
+        let offset = prng.below(1_000_000_000_000);
+        if swarm.skew {
+            gain_ppm = i64::try_from(prng.below(10_001)).expect("small") - 5_000;
+            wall_ms = i64::try_from(prng.below(600_001)).expect("small") - 300_000;
+        }
+        Self {
+            at,
+            config: Config {
+                me: server_id(at),
+                servers: addresses.to_vec(),
+                first_role: if at == 0 { FirstRole::Primary } else { FirstRole::Secondary },
+                known_cluster: None,
+                min_copies: 1,
+                cold_wait: None,
+                evidence: true,
+            },
+            disk: MemoryDisk::new(prng.next_u64()),
+            clock: Clock::new(offset, gain_ppm, wall_ms),
+            powered: true,
+            paused: false,
+            held: Vec::new(),
+            disk_slowness: 1,
+            process: None,
+            restarts: false,
+            exited: None,
+        }
+    }
+
+    /// The process that runs.
+    pub(crate) fn life(&self) -> Option<Life> {
+        self.process.as_ref().map(|process| process.life)
+    }
+
+    /// Whether a process runs and is not paused.
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some() && !self.paused
+    }
+
+    /// The core, if a process runs.
+    pub(crate) fn replica(&self) -> Option<&Replica> {
+        self.process.as_ref().map(|process| &process.replica)
+    }
+}
+
+impl World {
+    /// Starts the process of a server, as its command line does.
+    pub(crate) fn start(&mut self, at: usize) {
+        assert!(self.servers[at].process.is_none(), "server {} runs already", at + 1);
+        let life = self.next_life();
+        let seed = self.prng.next_u64();
+        let server = &mut self.servers[at];
+        if !server.powered {
+            server.powered = true;
+            self.network_power_is_back(at);
+        }
+        let server = &mut self.servers[at];
+        server.paused = false;
+        server.exited = None;
+        let disk = server.disk.clone();
+        let opened = lastword::storage::open(disk, server_id(at), &server.config.servers, &mut |_| {});
+        let Opened { recovered, log, reader, checkpoints, notices } =
+            opened.unwrap_or_else(|error| panic!("server {} can't open its directory: {error}", at + 1));
+        trace!(
+            self,
+            "start {} life {life}: incarnation {} view {:?} applied {} tail {} standing {:?} {notices:?}",
+            at + 1,
+            recovered.hard.incarnation.0,
+            recovered.view,
+            recovered.applied.index,
+            recovered.tail.len(),
+            recovered.hard.standing
+        );
+        let server = &mut self.servers[at];
+        let now = server.clock.monotonic(self.now);
+        server.process = Some(Process {
+            life,
+            replica: Replica::new(server.config.clone(), recovered, now, seed),
+            log,
+            reader,
+            checkpoints,
+            log_jobs: VecDeque::new(),
+            syncing: None,
+            checkpoint_steps: VecDeque::new(),
+            checkpointing: false,
+            timer: None,
+            connections: BTreeMap::new(),
+            connections_made: 0,
+            ready: false,
+        });
+        self.checks.forget_process(at);
+        self.trace.mix(life);
+        self.drain(at);
+        self.connect_to_all(at);
+    }
+
+    fn network_power_is_back(&mut self, at: usize) {
+        self.links_of_powered_host(at);
+    }
+
+    /// Ends the process of a server, wherever it stands.
+    pub(crate) fn crash(&mut self, at: usize, death: Death) {
+        let Some(mut process) = self.servers[at].process.take() else {
+            // A host without a process can lose its power too.
+            if death == Death::PowerLoss {
+                self.servers[at].powered = false;
+                self.servers[at].disk = self.servers[at].disk.crash();
+            }
+            return;
+        };
+        trace!(self, "crash {} {death:?}", at + 1);
+        self.die_amid_disk_work(at, &mut process);
+        let life = process.life;
+        for (client, epoch) in process.connections.values().copied() {
+            if death == Death::Kill {
+                let delay = self.delay();
+                self.after(delay, Action::ClientClosed { client, epoch });
+            }
+        }
+        drop(process);
+        let server = &mut self.servers[at];
+        server.paused = false;
+        server.held.clear();
+        match death {
+            Death::Kill => server.disk = server.disk.restart(),
+            Death::PowerLoss => {
+                server.powered = false;
+                server.disk = server.disk.crash();
+            }
+        }
+        self.links_of_dead_process(at, life, death == Death::Kill);
+    }
+
+    /// The writer and the checkpoint thread die at some change to the disk, not between two jobs.
+    fn die_amid_disk_work(&mut self, at: usize, process: &mut Process) {
+        if process.syncing.is_none() && !process.checkpointing {
+            return;
+        }
+        self.faults.count(Fault::KillDuringSync);
+        let disk = &self.servers[at].disk;
+        disk.fail_from(disk.calls() + 1 + self.prng.below(5));
+        let log_first = self.prng.chance(1, 2);
+        for log in [log_first, !log_first] {
+            if log && process.syncing.is_some() {
+                // What the dying call returns reaches nobody.
+                let _ = process.log.sync();
+            }
+            if !log && process.checkpointing {
+                let step = process.checkpoint_steps.pop_front().expect("a step is under way");
+                let _ = process.checkpoints.step(step);
+            }
+        }
+    }
+
+    /// Stops a process from running, as SIGSTOP does.
+    pub(crate) fn pause(&mut self, at: usize) {
+        if self.servers[at].process.is_some() {
+            trace!(self, "pause {}", at + 1);
+            self.servers[at].paused = true;
+        }
+    }
+
+    /// Lets a paused process run again: what arrived meanwhile comes at once, its timers somewhere among it.
+    pub(crate) fn resume(&mut self, at: usize) {
+        if !self.servers[at].paused {
+            return;
+        }
+        trace!(self, "resume {}", at + 1);
+        self.servers[at].paused = false;
+        let held = std::mem::take(&mut self.servers[at].held);
+        let (timers, others): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|action| matches!(action, Action::Timer { .. }));
+        let timers_at = self.prng.below(others.len() as u64 + 1);
+        let mut timers = Some(timers);
+        for (place, action) in others.into_iter().enumerate() {
+            if place as u64 == timers_at {
+                for timer in timers.take().into_iter().flatten() {
+                    self.queue.push(self.now, timer);
+                }
+            }
+            self.queue.push(self.now, action);
+        }
+        for timer in timers.take().into_iter().flatten() {
+            self.queue.push(self.now, timer);
+        }
+    }
+
+    /// Empties the directory of a server that does not run.
+    pub(crate) fn wipe(&mut self, at: usize) {
+        assert!(self.servers[at].process.is_none(), "the directory of a running process is locked");
+        trace!(self, "wipe {}", at + 1);
+        self.servers[at].disk = MemoryDisk::new(self.prng.next_u64());
+    }
+
+    /// Hands an event to the core and carries out what it wants done.
+    pub(crate) fn deliver(&mut self, at: usize, event: Event) {
+        let now = self.servers[at].clock.monotonic(self.now);
+        if self.trace.on {
+            let text = format!("{} <- {event:?}", at + 1);
+            self.trace.line(self.now, &text);
+        }
+        self.trace.mix(event_word(&event) << 8 | at as u64);
+        let process = self.servers[at].process.as_mut().expect("events are for running processes");
+        process.replica.handle_event(now, event);
+        self.drain(at);
+    }
+
+    /// The process's timer has gone off; it may have been set again since.
+    pub(crate) fn on_timer(&mut self, at: usize, due: Instant) {
+        let now = self.servers[at].clock.monotonic(self.now);
+        let process = self.servers[at].process.as_mut().expect("timers are for running processes");
+        if process.timer != Some(due) {
+            return;
+        }
+        process.timer = None;
+        if process.replica.poll_timeout().is_some_and(|due| due <= now) {
+            process.replica.handle_timeout(now);
+            self.drain(at);
+        } else {
+            self.schedule_timer(at);
+        }
+    }
+
+    fn schedule_timer(&mut self, at: usize) {
+        let server = &mut self.servers[at];
+        let Some(process) = &mut server.process else { return };
+        let Some(due) = process.replica.poll_timeout() else { return };
+        let due = server.clock.world_time(due).max(self.now);
+        if process.timer.is_none_or(|set| due < set) {
+            process.timer = Some(due);
+            let life = process.life;
+            self.queue.push(due, Action::Timer { server: at, life, due });
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        loop {
+            let Some(process) = &mut self.servers[at].process else { return };
+            let Some(effect) = process.replica.poll_effect() else { break };
+            if self.trace.on {
+                let text = format!("{}    -> {effect:?}", at + 1);
+                self.trace.line(self.now, &text);
+            }
+            self.perform(at, effect);
+        }
+        self.start_disk_work(at);
+        self.schedule_timer(at);
+        self.check_after_step(at);
+    }
+
+    fn perform(&mut self, at: usize, effect: Effect) {
+        let process = self.servers[at].process.as_mut().expect("effects are of running processes");
+        let life = process.life;
+        match effect {
+            Effect::Send { to, message } => self.send_to_peer(at, usize::from(to.0) - 1, message),
+            Effect::Respond { connection, request, response } => {
+                self.respond(at, connection, request, response)
+            }
+            Effect::Close { connection } => self.close(at, connection),
+            Effect::Push { connection, push } => self.push(at, connection, &push),
+            Effect::Write { id, write } => process.log_jobs.push_back(LogJob::Write(id, write)),
+            Effect::Cut { through } => process.log_jobs.push_back(LogJob::Cut(through)),
+            Effect::Repair { after, entries } => process.log_jobs.push_back(LogJob::Repair(after, entries)),
+            Effect::Checkpoint(step) => process.checkpoint_steps.push_back(step),
+            Effect::Read { id, read } => {
+                let delay = self.disk_delay(at);
+                self.after(delay, Action::ReadDone { server: at, life, id, read });
+            }
+            Effect::Hash { id, job, .. } => {
+                let delay = self.between(Duration::from_millis(1), Duration::from_millis(15));
+                self.after(delay, Action::Hashed { server: at, life, id, job });
+            }
+            Effect::Probe { peer } => self.probe(at, peer),
+            Effect::ResetLinks => {
+                let leaky = self.prng.chance(1, 2);
+                self.reset_links(at, leaky);
+            }
+            Effect::RecordCluster(cluster) => self.record_cluster(at, cluster),
+            Effect::Notice(Notice { ready, .. }) => process.ready |= ready,
+            Effect::Exit(exit) => self.exit(at, exit),
+        }
+    }
+
+    fn record_cluster(&mut self, at: usize, cluster: ClusterId) {
+        self.servers[at].config.known_cluster = Some(cluster);
+    }
+
+    fn exit(&mut self, at: usize, exit: Exit) {
+        let wait = Duration::from_millis(1);
+        match exit {
+            Exit::Stopped => {}
+            Exit::Recover => self.after(wait, Action::Mishap(Mishap::Start(at))),
+            Exit::Refused(_) | Exit::Disk(_) => panic!("server {} ends its process: {exit:?}", at + 1),
+        }
+        self.crash(at, Death::Kill);
+        self.servers[at].exited = Some(exit);
+        if self.servers[at].restarts {
+            let wait = self.between(Duration::from_millis(10), Duration::from_secs(2));
+            self.after(wait, Action::Mishap(Mishap::Start(at)));
+        }
+    }
+
+    fn disk_delay(&mut self, at: usize) -> Duration {
+        self.between(self.swarm.sync_min, self.swarm.sync_max) * self.servers[at].disk_slowness
+    }
+
+    /// Starts the next group of log jobs and the next checkpoint step, unless some are under way (D1).
+    fn start_disk_work(&mut self, at: usize) {
+        let Some(process) = &mut self.servers[at].process else { return };
+        let life = process.life;
+        if process.syncing.is_none() && !process.log_jobs.is_empty() {
+            process.syncing = Some(begin_sync(&mut process.log, &mut process.log_jobs));
+            let delay = self.disk_delay(at);
+            self.after(delay, Action::Synced { server: at, life });
+        }
+        let process = self.servers[at].process.as_mut().expect("checked above");
+        if !process.checkpointing && !process.checkpoint_steps.is_empty() {
+            process.checkpointing = true;
+            let delay = self.disk_delay(at);
+            self.after(delay, Action::CheckpointDone { server: at, life });
+        }
+    }
+
+    /// The sync under way is done: everything written before it began is on disk.
+    pub(crate) fn on_synced(&mut self, at: usize) {
+        let process = self.servers[at].process.as_mut().expect("syncs are of running processes");
+        let sync = process.syncing.take().expect("a sync is under way");
+        let life = process.life;
+        let error = sync.error.or_else(|| process.log.sync().err().map(|error| error.to_string()));
+        if let Some(error) = error {
+            panic!("server {}: a write failed on a disk without faults: {error}", at + 1);
+        }
+        let mut events: Vec<_> = (0..sync.repairs).map(|_| Event::Repaired { error: None }).collect();
+        let installed = sync.installed.into_iter().map(CheckpointResult::Installed);
+        events.extend(installed.map(Event::CheckpointDone));
+        events.extend(sync.through.map(|through| Event::Synced { through }));
+        if events.is_empty() {
+            self.start_disk_work(at);
+        }
+        for event in events {
+            if self.servers[at].life() == Some(life) {
+                self.deliver(at, event);
+            }
+        }
+    }
+
+    /// A read is answered with what the log holds now.
+    pub(crate) fn on_read_done(&mut self, at: usize, id: ReadId, read: &Read) {
+        let process = self.servers[at].process.as_mut().expect("reads are of running processes");
+        let result = match *read {
+            Read::Entries { first, through } => match process.reader.read(first, through) {
+                Ok((previous, entries)) => ReadResult::Entries { previous, entries },
+                Err(error) => ReadResult::Failed(error.to_string()),
+            },
+            Read::Checkpoint { index, offset } => process.checkpoints.read(index, offset),
+        };
+        if let ReadResult::Failed(error) = &result {
+            panic!("server {}: a read failed on a disk without faults: {error}", at + 1);
+        }
+        self.deliver(at, Event::ReadDone { id, result });
+    }
+
+    /// A checkpoint step is done.
+    pub(crate) fn on_checkpoint_done(&mut self, at: usize) {
+        let process = self.servers[at].process.as_mut().expect("checkpoints are of running processes");
+        process.checkpointing = false;
+        let step = process.checkpoint_steps.pop_front().expect("a step is under way");
+        match process.checkpoints.step(step) {
+            CheckpointResult::Failed(error) => {
+                panic!("server {}: a checkpoint failed on a disk without faults: {error}", at + 1);
+            }
+            CheckpointResult::Installed(installed) => {
+                process.log_jobs.push_back(LogJob::Restart(installed));
+                self.start_disk_work(at);
+            }
+            result => self.deliver(at, Event::CheckpointDone(result)),
+        }
+    }
+
+    /// A password job is done; the hash is a fake that everyone can see through.
+    pub(crate) fn on_hashed(&mut self, at: usize, id: HashId, job: HashJob) {
+        const FAKE: &str = "$fake$";
+        let result = match job {
+            HashJob::New { password } => Hashed::New(format!("{FAKE}{password}")),
+            HashJob::Verify { password, hash } => {
+                Hashed::Verified(hash.is_some_and(|hash| hash.strip_prefix(FAKE) == Some(&password)))
+            }
+        };
+        self.deliver(at, Event::Hashed { id, result });
+    }
+
+    /// A client's connection attempt arrives; a host without power doesn't answer, a stopped process not yet.
+    pub(crate) fn on_client_connect(&mut self, client: usize, epoch: u64, server: usize) {
+        if !self.servers[server].powered {
+            return;
+        }
+        if self.servers[server].paused {
+            self.servers[server].held.push(Action::ClientConnect { client, epoch, server });
+            return;
+        }
+        let delay = self.delay();
+        let Some(process) = &mut self.servers[server].process else {
+            self.after(delay, Action::ClientRefused { client, epoch });
+            return;
+        };
+        process.connections_made += 1;
+        let connection = ConnectionId(process.connections_made);
+        process.connections.insert(connection, (client, epoch));
+        let life = process.life;
+        self.after(delay, Action::ClientConnected { client, epoch, server, life, connection });
+    }
+
+    /// A client's request arrives.
+    pub(crate) fn on_request(&mut self, at: usize, connection: ConnectionId, request: u32, body: Request) {
+        let unix_ms = self.servers[at].clock.unix_ms(self.now);
+        let process = self.servers[at].process.as_ref().expect("requests are for running processes");
+        if process.connections.contains_key(&connection) {
+            self.deliver(at, Event::Request { connection, request, body, unix_ms });
+        }
+    }
+
+    /// A client's connection has ended.
+    pub(crate) fn on_disconnected(&mut self, at: usize, connection: ConnectionId) {
+        let process = self.servers[at].process.as_mut().expect("ends are for running processes");
+        if process.connections.remove(&connection).is_some() {
+            self.deliver(at, Event::Disconnected { connection });
+        }
+    }
+
+    fn respond(&mut self, at: usize, connection: ConnectionId, request: u32, response: Response) {
+        let process = self.servers[at].process.as_ref().expect("responses are of running processes");
+        let Some(&(client, epoch)) = process.connections.get(&connection) else { return };
+        let delay = self.delay();
+        if self.drop_replies > 0 || self.mischief(self.swarm.reply_drop_permille) {
+            self.drop_replies = self.drop_replies.saturating_sub(1);
+            self.faults.count(Fault::ReplyDropped);
+            let life = self.servers[at].life().expect("checked above");
+            self.after(delay, Action::ClientClosed { client, epoch });
+            self.after(delay, Action::Disconnected { server: at, life, connection });
+            return;
+        }
+        let arrival = self.clients[client].arrival_after(self.now + delay);
+        self.queue.push(arrival, Action::Response { client, epoch, request, response: Box::new(response) });
+    }
+
+    fn close(&mut self, at: usize, connection: ConnectionId) {
+        let process = self.servers[at].process.as_mut().expect("connections are of running processes");
+        let Some((client, epoch)) = process.connections.remove(&connection) else { return };
+        let arrival = self.now + self.delay();
+        let arrival = self.clients[client].arrival_after(arrival);
+        self.queue.push(arrival, Action::ClientClosed { client, epoch });
+    }
+
+    fn push(&mut self, at: usize, connection: ConnectionId, push: &Push) {
+        trace!(self, "push by {} on {connection:?}: {push:?}", at + 1);
+    }
+}
+
+/// Hands everything that waits to the log; the sync that follows covers it.
+fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>) -> Sync {
+    let mut sync = Sync { through: None, repairs: 0, installed: Vec::new(), error: None };
+    for job in jobs.drain(..) {
+        let result = match job {
+            LogJob::Write(id, write) => {
+                sync.through = Some(id);
+                log.write(&write)
+            }
+            LogJob::Cut(through) => log.cut(through),
+            LogJob::Repair(after, entries) => {
+                sync.repairs += 1;
+                log.repair(after, &entries)
+            }
+            LogJob::Restart(installed) => {
+                let result = log.restart_after(&installed);
+                sync.installed.push(installed);
+                result
+            }
+        };
+        if let Err(error) = result {
+            sync.error.get_or_insert_with(|| error.to_string());
+        }
+    }
+    sync
+}
+
+fn event_word(event: &Event) -> u64 {
+    match event {
+        Event::Request { request, .. } => 1 | u64::from(*request) << 8,
+        Event::Disconnected { .. } => 2,
+        Event::Message { from, message } => 3 | u64::from(from.0) << 4 | message_word(message) << 8,
+        Event::Link { peer, state } => {
+            let state = match state {
+                LinkState::Up => 0,
+                LinkState::Closed => 1,
+                LinkState::Refused => 2,
+                LinkState::Silent => 3,
+            };
+            4 | u64::from(peer.0) << 4 | state << 8
+        }
+        Event::Synced { through } => 5 | through.0 << 8,
+        Event::WriteFailed { .. } => 6,
+        Event::ReadDone { id, .. } => 7 | id.0 << 8,
+        Event::Hashed { id, .. } => 8 | id.0 << 8,
+        Event::CheckpointDone(_) => 9,
+        Event::Repaired { .. } => 10,
+        Event::DiskSpace { .. } => 11,
+        Event::Stop => 12,
+    }
+}
+
+fn message_word(message: &PeerMessage) -> u64 {
+    match message {
+        PeerMessage::Heartbeat { nonce, pulse } | PeerMessage::HeartbeatOk { nonce, pulse } => {
+            nonce ^ pulse.last.0 << 8 ^ pulse.commit.0 << 24
+        }
+        PeerMessage::Prepare { previous, entries, commit, .. } => {
+            previous.index.0 ^ (entries.len() as u64) << 20 ^ commit.0 << 32
+        }
+        PeerMessage::PrepareOk { synced, .. } => synced.0,
+        PeerMessage::Fetched { previous, entries, .. } => previous.index.0 ^ (entries.len() as u64) << 20,
+        _ => 0,
+    }
+}

@@ -1,0 +1,151 @@
+//! What a seed switches on: swarm testing. A seed that has everything on hides what a quieter one finds.
+
+use std::time::Duration;
+
+use lastword::prng::Prng;
+
+/// The world of one seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Swarm {
+    /// How many servers are configured.
+    pub servers: usize,
+    /// How many clients there are.
+    pub clients: usize,
+    /// How long faults go on.
+    pub duration: Duration,
+    /// Servers start within this time.
+    pub start_spread: Duration,
+    /// A message takes at least this long.
+    pub delay_min: Duration,
+    /// A message takes at most this long.
+    pub delay_max: Duration,
+    /// One peer message in a thousand times this is lost.
+    pub loss_permille: u64,
+    /// As for loss: delivered twice.
+    pub duplicate_permille: u64,
+    /// As for loss: not in the order of the link.
+    pub reorder_permille: u64,
+    /// As for loss: encoded and decoded on its way.
+    pub encode_permille: u64,
+    /// As for loss: the connection breaks right before a client's reply arrives.
+    pub reply_drop_permille: u64,
+    /// A sync takes at least this long.
+    pub sync_min: Duration,
+    /// A sync takes at most this long.
+    pub sync_max: Duration,
+    /// Mean time between two commands of one client.
+    pub think: Duration,
+    /// Mean time between two faults of the nemesis.
+    pub fault_interval: Duration,
+    /// Longest time for which a server stays down.
+    pub down_max: Duration,
+    /// Processes are killed.
+    pub kills: bool,
+    /// Hosts lose power.
+    pub power: bool,
+    /// Several servers fail at once.
+    pub together: bool,
+    /// Processes are stopped in order.
+    pub stops: bool,
+    /// Processes are paused.
+    pub pauses: bool,
+    /// Disks become slow.
+    pub slow_disks: bool,
+    /// Directories are emptied.
+    pub wipes: bool,
+    /// Paths stall shortly.
+    pub cuts: bool,
+    /// Connections between live servers break.
+    pub resets: bool,
+    /// One server cut off from all others, for less than a minority waits (V11). Off unless `SIM_PARTITIONS` is set:
+    /// longer ones may split the brain under fail-stop, and wait for the rebase.
+    pub partitions: bool,
+    /// Clocks run at their own rates.
+    pub skew: bool,
+    /// Wall clocks jump.
+    pub jumps: bool,
+}
+
+fn between(prng: &mut Prng, low_us: u64, high_us: u64) -> Duration {
+    Duration::from_micros(low_us + prng.below(high_us - low_us + 1))
+}
+
+impl Swarm {
+    /// A world without faults, with three servers and no clients; what scenarios start from.
+    pub(crate) fn calm() -> Self {
+        Self {
+            servers: 3,
+            clients: 0,
+            duration: Duration::from_secs(10),
+            start_spread: Duration::from_millis(100),
+            delay_min: Duration::from_micros(50),
+            delay_max: Duration::from_millis(1),
+            loss_permille: 0,
+            duplicate_permille: 0,
+            reorder_permille: 0,
+            encode_permille: 0,
+            reply_drop_permille: 0,
+            sync_min: Duration::from_micros(200),
+            sync_max: Duration::from_millis(2),
+            think: Duration::from_millis(50),
+            fault_interval: Duration::from_secs(1),
+            down_max: Duration::from_secs(2),
+            kills: false,
+            power: false,
+            together: false,
+            stops: false,
+            pauses: false,
+            slow_disks: false,
+            wipes: false,
+            cuts: false,
+            resets: false,
+            partitions: false,
+            skew: false,
+            jumps: false,
+        }
+    }
+
+    /// What this seed draws.
+    pub(crate) fn draw(prng: &mut Prng) -> Self {
+        let delay_max_us =
+            [300, 1_000, 5_000, 20_000, 60_000][usize::try_from(prng.below(5)).expect("small")];
+        let sync_max_us = [300, 2_000, 2_000, 10_000, 20_000][usize::try_from(prng.below(5)).expect("small")];
+        let mut rate = |permille: u64| if prng.chance(1, 3) { 1 + prng.below(permille) } else { 0 };
+        let (loss_permille, duplicate_permille) = (rate(40), rate(60));
+        let (reorder_permille, reply_drop_permille) = (rate(80), rate(150));
+        Self {
+            servers: [3, 3, 3, 3, 3, 3, 3, 1, 2, 5][usize::try_from(prng.below(10)).expect("small")],
+            clients: 2 + usize::try_from(prng.below(5)).expect("small"),
+            duration: between(prng, 4_000_000, 15_000_000),
+            start_spread: if prng.chance(1, 12) {
+                Duration::from_secs(14)
+            } else {
+                between(prng, 0, 1_500_000)
+            },
+            delay_min: between(prng, 20, 200),
+            delay_max: Duration::from_micros(delay_max_us),
+            loss_permille,
+            duplicate_permille,
+            reorder_permille,
+            encode_permille: if prng.chance(1, 3) { 100 } else { 0 },
+            reply_drop_permille,
+            sync_min: between(prng, 50, 200),
+            sync_max: Duration::from_micros(sync_max_us),
+            think: between(prng, 10_000, 400_000),
+            fault_interval: between(prng, 250_000, 3_000_000),
+            down_max: between(prng, 100_000, 5_000_000),
+            kills: prng.chance(4, 5),
+            power: prng.chance(1, 2),
+            together: prng.chance(1, 2),
+            stops: prng.chance(1, 4),
+            pauses: prng.chance(1, 2),
+            slow_disks: prng.chance(1, 5),
+            wipes: prng.chance(1, 4),
+            cuts: prng.chance(1, 3),
+            resets: prng.chance(1, 3),
+            partitions: std::env::var_os("SIM_PARTITIONS").is_some(),
+            skew: prng.chance(1, 3),
+            jumps: prng.chance(1, 3),
+        }
+    }
+}
