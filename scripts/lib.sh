@@ -160,9 +160,9 @@ wait_members() {
 SENDERS=3
 start_load() {
     local sender
-    client --user receiver register receiver >/dev/null
+    client --user receiver register receiver >/dev/null 2>&1
     for sender in $(seq $SENDERS); do
-        LASTWORD_STATE="$DIR/state/$sender" client --user "sender$sender" register "sender$sender" >/dev/null
+        LASTWORD_STATE="$DIR/state/$sender" client --user "sender$sender" register "sender$sender" >/dev/null 2>&1
         send_until_stopped "$sender" &
         LOAD_PIDS+=($!)
     done

@@ -13,7 +13,8 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// How often a server has started on its data directory (V6): bumped and synced at every start.
+/// Which start of a server on its data directory this is (V6): bumped and synced at every start. The first one draws
+/// a random number, so that a directory that was wiped is not taken for the one it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u32);
 

@@ -257,13 +257,15 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
     let next = |proposer| ViewNumber { counter: 8, proposer: ServerId(proposer) };
     let report = Report {
         incarnation: Incarnation(5),
+        born: Incarnation(4),
         promised: next(3),
-        outstanding: vec![ServerId(3)],
+        outstanding: vec![next(3)],
         installed: view.clone(),
         last: position(42),
         standing: Standing::Whole,
         continuous: true,
         empty: false,
+        closed: false,
     };
     let pulse = Pulse {
         cluster: Some(CLUSTER),
@@ -1100,20 +1102,25 @@ fn any_entries() -> impl Strategy<Value = (Position, Vec<Arc<Entry>>)> {
 
 fn any_report() -> impl Strategy<Value = Report> {
     let standing = prop::sample::select(vec![Standing::Whole, Standing::Suspect, Standing::Partial]);
-    let servers = prop::collection::vec(any::<u8>().prop_map(ServerId), 0..4);
+    let servers = prop::collection::vec(any_view_number(), 0..4);
     let installed = (any_view_number(), any_members()).prop_map(|(number, members)| View { number, members });
-    (any::<(u32, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing).prop_map(
-        |((incarnation, continuous, empty), promised, outstanding, installed, last, standing)| Report {
-            incarnation: Incarnation(incarnation),
-            promised,
-            outstanding,
-            installed,
-            last,
-            standing,
-            continuous,
-            empty,
-        },
-    )
+    (any::<(u32, bool, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing)
+        .prop_map(
+            |((incarnation, continuous, empty, closed), promised, outstanding, installed, last, standing)| {
+                Report {
+                    incarnation: Incarnation(incarnation),
+                    born: Incarnation(incarnation / 2),
+                    promised,
+                    outstanding,
+                    installed,
+                    last,
+                    standing,
+                    continuous,
+                    empty,
+                    closed,
+                }
+            },
+        )
 }
 
 fn any_pulse() -> impl Strategy<Value = Pulse> {

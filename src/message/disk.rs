@@ -40,6 +40,8 @@ pub struct Recovered {
     pub applied: Position,
     /// The entries after it, oldest first, without a gap.
     pub tail: Vec<Arc<Entry>>,
+    /// Whether the last applied entry is `closed`: an orderly stop of all members.
+    pub closed: bool,
     /// Where each view of the log starts, up to the log's end.
     pub views: ViewTable,
     /// The position before the first entry that can be read from the log.

@@ -153,10 +153,12 @@ pub struct HardState {
     pub cluster: Option<ClusterId>,
     /// How often the server has started here (V6).
     pub incarnation: Incarnation,
+    /// The first of its starts since which this disk has forgotten nothing (V6).
+    pub born: Incarnation,
     /// No lower view is acknowledged any more (V2).
     pub promised: ViewNumber,
-    /// Candidates that were promised something since the last installed view (V2), ascending.
-    pub outstanding: Vec<ServerId>,
+    /// The highest number promised to each candidate since the last installed view (V2), ascending.
+    pub outstanding: Vec<ViewNumber>,
     /// Whether this disk holds all it should.
     pub standing: Standing,
     /// The highest incarnation seen of each other server (V6), ascending.

@@ -12,10 +12,12 @@ use crate::types::{ClusterId, Incarnation, LogIndex, ServerId, ViewNumber};
 pub struct Report {
     /// Its current life.
     pub incarnation: Incarnation,
+    /// The first of its lives since which its disk has forgotten nothing (V6).
+    pub born: Incarnation,
     /// The highest view number it has promised.
     pub promised: ViewNumber,
-    /// Candidates promised since its last installed view, before this one.
-    pub outstanding: Vec<ServerId>,
+    /// The highest number promised to each candidate since its last installed view.
+    pub outstanding: Vec<ViewNumber>,
     /// The view it has installed last; [`View::exists`] is false if none.
     pub installed: View,
     /// The end of its log, as far as it is synced.
@@ -25,8 +27,10 @@ pub struct Report {
     /// The same process since it installed that view, not told that it was dropped, not paused, and in touch with
     /// its primary until the end (V2).
     pub continuous: bool,
-    /// It has never belonged to a cluster.
+    /// It has never belonged to a cluster, or its disk is being repaired: it counts for nothing.
     pub empty: bool,
+    /// Its log ends with a committed `closed` entry of that view.
+    pub closed: bool,
 }
 
 /// How a server appears to the others, said in every heartbeat.

@@ -20,7 +20,7 @@ pub(super) struct Ballot<'a> {
     pub(super) reports: &'a BTreeMap<ServerId, Report>,
     /// The highest incarnation known of each server.
     pub(super) incarnations: &'a BTreeMap<ServerId, Incarnation>,
-    /// The cold start has waited long enough: go on with everyone who answers, provisionally.
+    /// The cold start has waited long enough: go on without those that are known dead, provisionally.
     pub(super) waited: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         .copied()
         .filter(|server| !ballot.reports.contains_key(server) && !ballot.dead.contains(server))
         .collect();
-    if !silent.is_empty() && !ballot.waited {
+    if !silent.is_empty() {
         return Err(Awaited { servers: silent, why: "neither answers nor is known to be dead" });
     }
     // V3. A damaged disk is never a source, but the view it remembers has existed.
@@ -72,29 +72,49 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
     };
     let continuous = sources.iter().any(|source| ballot.reports[source].continuous);
-    if !continuous && !missing.is_empty() && !ballot.waited {
+    let settled = continuous || missing.is_empty() || is_closed(ballot, &installed, &sources);
+    if !settled && !ballot.waited {
         return Err(Awaited { servers: missing, why: "may have acknowledged later messages" });
     }
-    let provisional = !silent.is_empty() || (!continuous && !missing.is_empty());
+    let provisional = !settled;
     Ok(Formation { installed, sources, longest, provisional })
+}
+
+/// After an orderly stop of all members any majority of them may start without the rest: a later view can only have
+/// been started by another majority, so one of these would know of it. One alone would not: another one that started
+/// alone before, and crashed, may hold later messages.
+fn is_closed(ballot: &Ballot<'_>, installed: &View, sources: &[ServerId]) -> bool {
+    let closed = sources.iter().filter(|source| ballot.reports[source].closed).count();
+    let heard = |candidate: &ServerId| ballot.reports.contains_key(candidate);
+    closed > installed.members.len() / 2 && outstanding(ballot, installed).iter().all(heard)
+}
+
+/// Candidates that may have installed a view later than `installed` (V2).
+fn outstanding(ballot: &Ballot<'_>, installed: &View) -> BTreeSet<ServerId> {
+    let promised = ballot.reports.values().flat_map(|report| &report.outstanding);
+    promised.filter(|number| **number > installed.number).map(|number| number.proposer).collect()
 }
 
 /// Those whose answer is missing before the last process to fail is surely among the answerers (V5).
 fn missing_witnesses(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
     let mut witnesses: BTreeSet<_> = installed.members.iter().map(|member| member.server).collect();
-    for report in ballot.reports.values().filter(|report| report.promised > installed.number) {
-        witnesses.extend(&report.outstanding);
-    }
-    witnesses.into_iter().filter(|server| !answers_properly(ballot, *server)).collect()
+    witnesses.extend(outstanding(ballot, installed));
+    witnesses.into_iter().filter(|server| !is_witness(ballot, *server, installed)).collect()
 }
 
-/// V6: a wiped or restored disk has never "answered".
-fn answers_properly(ballot: &Ballot<'_>, server: ServerId) -> bool {
-    ballot.reports.get(&server).is_some_and(|report| {
-        report.standing != Standing::Partial
-            && !report.empty
-            && ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
-    })
+/// V6: a wiped or restored disk has never "answered". That of a member must have forgotten nothing since the life in
+/// which it was named; whether it holds the view's log is another question, for [`sources`].
+fn is_witness(ballot: &Ballot<'_>, server: ServerId, installed: &View) -> bool {
+    let Some(report) = ballot.reports.get(&server) else { return false };
+    let remembers = match installed.member(server) {
+        Some(member) => report.born <= member.incarnation && member.incarnation <= report.incarnation,
+        None => report.standing != Standing::Partial,
+    };
+    remembers && !report.empty && is_latest_life(ballot, server, report)
+}
+
+fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> bool {
+    ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
 }
 
 /// V3 with D4: a suspect disk is a source only if there is no whole one and everyone who matters has answered.
@@ -103,7 +123,8 @@ fn sources(ballot: &Ballot<'_>, installed: &View, all_answered: bool) -> Vec<Ser
         let holds = |server: &ServerId, report: &Report| {
             report.installed.number == installed.number
                 && report.standing == standing
-                && answers_properly(ballot, *server)
+                && !report.empty
+                && is_latest_life(ballot, *server, report)
         };
         ballot
             .reports
@@ -126,7 +147,7 @@ fn longest(ballot: &Ballot<'_>, sources: &[ServerId]) -> Option<ServerId> {
 }
 
 fn others(ballot: &Ballot<'_>) -> Vec<ServerId> {
-    ballot.configured.iter().copied().filter(|server| !answers_properly(ballot, *server)).collect()
+    ballot.configured.iter().copied().filter(|server| !ballot.reports.contains_key(server)).collect()
 }
 
 #[cfg(test)]
@@ -148,6 +169,7 @@ mod tests {
     fn report(installed: &View, last: u64) -> Report {
         Report {
             incarnation: Incarnation(1),
+            born: Incarnation(1),
             promised: installed.number,
             outstanding: Vec::new(),
             installed: installed.clone(),
@@ -155,6 +177,7 @@ mod tests {
             standing: Standing::Whole,
             continuous: false,
             empty: false,
+            closed: false,
         }
     }
 
@@ -197,7 +220,7 @@ mod tests {
         let last = view(7, 1, &[2]);
         let mut promised = report(&last, 9);
         promised.promised = ViewNumber { counter: 8, proposer: ServerId(3) };
-        promised.outstanding = vec![ServerId(3)];
+        promised.outstanding = vec![promised.promised];
         assert_eq!(decide(&[(2, promised)], &[1, 3]).unwrap_err().servers, [ServerId(3)]);
     }
 
@@ -206,10 +229,30 @@ mod tests {
         let last = view(7, 1, &[1, 2]);
         let mut wiped = report(&View::default(), 0);
         wiped.standing = Standing::Partial;
+        (wiped.born, wiped.incarnation) = (Incarnation(9), Incarnation(9));
         assert_eq!(decide(&[(1, wiped), (2, report(&last, 9))], &[3]).unwrap_err().servers, [ServerId(1)]);
         let mut restored = report(&last, 5);
         restored.incarnation = Incarnation(0);
         assert_eq!(decide(&[(1, restored), (2, report(&last, 9))], &[3]).unwrap_err().servers, [ServerId(1)]);
+    }
+
+    #[test]
+    fn a_member_that_never_installed_the_view_that_names_it_has_answered_all_the_same() {
+        let last = view(7, 1, &[1, 2]);
+        let mut newcomer = report(&View::default(), 0);
+        newcomer.standing = Standing::Partial;
+        let formation = decide(&[(1, report(&last, 9)), (2, newcomer)], &[3]).unwrap();
+        assert_eq!(formation.sources, [ServerId(1)]);
+    }
+
+    #[test]
+    fn after_an_orderly_stop_a_majority_of_the_members_may_start_and_one_alone_may_not() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let mut closed = report(&last, 9);
+        closed.closed = true;
+        assert!(decide(&[(1, closed.clone())], &[2, 3]).is_err());
+        assert!(decide(&[(1, closed.clone()), (3, closed.clone())], &[2]).is_ok());
+        assert!(decide(&[(1, closed), (3, report(&last, 9))], &[2]).is_err());
     }
 
     #[test]

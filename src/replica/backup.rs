@@ -49,7 +49,7 @@ impl Replica {
             return self.send(from, PeerMessage::Refuse { number: view, promised: self.hard.promised });
         }
         if view > self.view.number {
-            if !matches!(&self.role, Role::Learner(learner) if learner.view >= view) {
+            if !self.is_occupied() && !matches!(&self.role, Role::Learner(learner) if learner.view >= view) {
                 self.become_learner(from, view);
             }
             return;

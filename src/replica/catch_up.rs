@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::debug;
 
-use crate::config::SUSPICION;
+use crate::config::{SUSPICION, UNSYNCED_BYTES_MAX};
 use crate::message::{
     CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, ViewStart, Write,
 };
@@ -107,6 +107,9 @@ impl Replica {
 
     pub(super) fn send_fetch(&mut self, to: ServerId, view: ViewNumber) {
         let now = self.now;
+        if self.checkpointing.is_installing() {
+            return;
+        }
         if let Role::Learner(learner) = &mut self.role {
             learner.asked = now;
             learner.awaits = true;
@@ -163,8 +166,6 @@ impl Replica {
         if shared < last.index {
             return self.send(from, PeerMessage::Diverged { view, shared });
         }
-        let now = self.now;
-        self.peers.get_mut(&from).expect("a configured server").fetched = Some((last.index, now));
         if let (Some(previous), Some(entries)) =
             (self.log.position(last.index), self.log.batch_after(last.index))
         {
@@ -172,6 +173,7 @@ impl Replica {
                 // The chain tells what the views do not: these are two logs. A checkpoint makes them one.
                 return self.offer_checkpoint(from, view);
             }
+            self.note_fetched(from, last.index);
             let (commit, last) = (self.commit, self.log.last().index);
             return self.send(from, PeerMessage::Fetched { view, previous, entries, commit, last });
         }
@@ -183,6 +185,12 @@ impl Replica {
             let read = Read::Entries { first: last.index.next(), through: self.log.synced() };
             self.begin_read(PeerRead::Entries { to: from, view }, read);
         }
+    }
+
+    /// T4: how far a learner has come, as far as its log can be served from here.
+    fn note_fetched(&mut self, from: ServerId, last: LogIndex) {
+        let now = self.now;
+        self.peers.get_mut(&from).expect("a configured server").fetched = Some((last, now));
     }
 
     fn begin_read(&mut self, peer_read: PeerRead, read: Read) {
@@ -208,6 +216,7 @@ impl Replica {
                 if entries.is_empty() {
                     return self.offer_checkpoint(to, view);
                 }
+                self.note_fetched(to, previous.index);
                 let (commit, last) = (self.commit, self.log.last().index);
                 self.send(to, PeerMessage::Fetched { view, previous, entries, commit, last });
             }
@@ -249,6 +258,9 @@ impl Replica {
 
     /// Whether something that was fetched is still wanted from this server under this number.
     fn awaits_from(&self, from: ServerId, view: ViewNumber) -> bool {
+        if self.is_occupied() {
+            return false;
+        }
         match &self.role {
             Role::Learner(learner) => learner.leader == from && learner.view == view,
             Role::Installing(installing) => installing.leader == from && installing.view.number == view,
@@ -269,6 +281,9 @@ impl Replica {
     ) {
         if !self.awaits_from(from, view) {
             return debug!(%from, %view, "ignored: entries that were asked for earlier");
+        }
+        if matches!(&self.role, Role::Learner(learner) if learner.receiving.is_some()) {
+            return;
         }
         let fits = self.append_from_peer(previous, entries);
         if fits == Err(Misfit::OtherLog) && matches!(self.role, Role::Learner(_)) {
@@ -301,6 +316,9 @@ impl Replica {
         if missing.abs_diff(learner.said_missing) >= SAID_EVERY {
             learner.said_missing = missing;
             self.say(format!("catches up: {missing} entries to go"));
+        }
+        if self.log.bytes_after(self.log.synced()) > UNSYNCED_BYTES_MAX / 2 {
+            return; // D2: what is not synced is bounded. The next tick asks again.
         }
         if missing > 0 {
             self.send_fetch(leader, view);
@@ -346,6 +364,8 @@ impl Replica {
             return;
         }
         let leader = learner.leader;
+        self.abandon_checkpoint();
+        let Role::Learner(learner) = &mut self.role else { return };
         learner.receiving = Some(Receiving { index: LogIndex::ZERO, offset: 0, total: 0, installing: false });
         self.warn(format!("starts from a checkpoint of server {leader}: {why}"));
         self.lose_standing();
@@ -396,11 +416,9 @@ impl Replica {
         receiving.offset += bytes.len() as u64;
         let (index, next, complete) = (receiving.index, receiving.offset, receiving.offset >= total);
         receiving.installing = complete;
-        self.checkpointing.expect_answer();
-        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Receive { index, offset, bytes }));
+        self.give_step(CheckpointStep::Receive { index, offset, bytes });
         if complete {
-            self.checkpointing.expect_answer();
-            self.effects.push_back(Effect::Checkpoint(CheckpointStep::Install { index }));
+            self.give_step(CheckpointStep::Install { index });
         } else {
             self.fetch_checkpoint(index, next);
         }
@@ -414,10 +432,11 @@ impl Replica {
         self.log.restart_after(position, views);
         self.commit = position.index;
         self.commit_noted = position.index;
-        let Role::Learner(learner) = &mut self.role else { return };
-        learner.receiving = None;
-        let (leader, view) = (learner.leader, learner.view);
-        self.send_fetch(leader, view);
+        if let Role::Learner(learner) = &mut self.role {
+            learner.receiving = None;
+            let (leader, view) = (learner.leader, learner.view);
+            self.send_fetch(leader, view);
+        }
     }
 
     pub(super) fn on_receive_failed(&mut self, error: &str) {

@@ -3,6 +3,7 @@
 //! A checkpoint is taken beside the running server when the log has outgrown the last one, so that the amortised cost
 //! of a write at most doubles; and after a second of quiet while the state is small, so that whoever looks finds a row.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::{CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES};
@@ -16,8 +17,23 @@ use super::{Effect, Replica, Role};
 const QUIET: Duration = Duration::from_secs(1);
 /// So long after a learner last asked, the checkpoint it reads stays.
 const KEPT_FOR_LEARNER: Duration = Duration::from_secs(10);
+/// So many times over the log may outgrow the checkpoint that a learner reads.
+const OUTGROWN_CAP: u64 = 4;
 /// A failed checkpoint is tried again after this long.
 const RETRIED_AFTER: Duration = Duration::from_secs(60);
+
+/// What a step under way is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Writes an own checkpoint.
+    Own,
+    /// Takes over a part of another server's.
+    Receive,
+    /// Puts it in place.
+    Install,
+    /// Gives up an own one.
+    Abandon,
+}
 
 /// The checkpoints of this server.
 #[derive(Debug)]
@@ -29,8 +45,8 @@ pub(super) struct Checkpointing {
     writing: Option<LogIndex>,
     /// It has been emitted to its last row.
     emitted: bool,
-    /// Steps given out and not yet answered.
-    unanswered: u32,
+    /// Steps given out and not yet answered, oldest first.
+    steps: VecDeque<Step>,
     /// How many bytes of entries have been applied since the last one.
     log_bytes: u64,
     last_applied_at: Instant,
@@ -46,13 +62,18 @@ impl Checkpointing {
             older: LogIndex::ZERO,
             writing: None,
             emitted: false,
-            unanswered: 0,
+            steps: VecDeque::new(),
             log_bytes: 0,
             last_applied_at: now,
             wanted: false,
             not_before: now,
             read_by_learner: None,
         }
+    }
+
+    /// The log starts again from nothing.
+    pub(super) fn forget(&mut self) {
+        (self.newest, self.older) = (LogIndex::ZERO, LogIndex::ZERO);
     }
 
     pub(super) fn newest(&self) -> LogIndex {
@@ -72,12 +93,13 @@ impl Checkpointing {
         self.read_by_learner = Some(now);
     }
 
-    pub(super) fn expect_answer(&mut self) {
-        self.unanswered += 1;
+    pub(super) fn is_idle(&self) -> bool {
+        self.writing.is_none() && self.steps.is_empty()
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.writing.is_none() && self.unanswered == 0
+    /// Whether a received checkpoint is being put in place of the log and the state.
+    pub(super) fn is_installing(&self) -> bool {
+        self.steps.contains(&Step::Install)
     }
 }
 
@@ -98,6 +120,9 @@ impl Replica {
         let outgrown = job.log_bytes >= size.max(CHECKPOINT_LOG_BYTES_MIN);
         let quiet = size < SMALL_STATE_BYTES && self.now.since(job.last_applied_at) >= QUIET;
         let read = job.read_by_learner.is_some_and(|at| self.now.since(at) < KEPT_FOR_LEARNER);
+        // T3: what a learner reads stays for a while, but not at any price.
+        let outgrown =
+            outgrown && (!read || job.log_bytes >= OUTGROWN_CAP * size.max(CHECKPOINT_LOG_BYTES_MIN));
         if job.wanted || outgrown || (quiet && !read) || self.stopping.is_some() {
             self.begin_checkpoint();
         }
@@ -109,22 +134,41 @@ impl Replica {
         self.state.begin_checkpoint();
         let job = &mut self.checkpointing;
         (job.writing, job.emitted, job.wanted, job.log_bytes) = (Some(index), false, false, 0);
-        job.expect_answer();
         let (views, digest) = (self.log.views_through(index), self.state.digest());
-        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Begin { position, views, digest }));
+        self.give_step(CheckpointStep::Begin { position, views, digest });
+    }
+
+    pub(super) fn give_step(&mut self, step: CheckpointStep) {
+        self.checkpointing.steps.push_back(match &step {
+            CheckpointStep::Begin { .. } | CheckpointStep::Rows(_) | CheckpointStep::Finish => Step::Own,
+            CheckpointStep::Receive { .. } => Step::Receive,
+            CheckpointStep::Install { .. } => Step::Install,
+            CheckpointStep::Abandon => Step::Abandon,
+        });
+        self.effects.push_back(Effect::Checkpoint(step));
+    }
+
+    /// Gives up the checkpoint being written, if there is one.
+    pub(super) fn abandon_checkpoint(&mut self) {
+        if self.checkpointing.writing.take().is_some() {
+            self.state.abandon_checkpoint();
+            self.give_step(CheckpointStep::Abandon);
+        }
     }
 
     pub(super) fn on_checkpoint_done(&mut self, result: CheckpointResult) {
-        self.checkpointing.unanswered = self.checkpointing.unanswered.saturating_sub(1);
+        let step = self.checkpointing.steps.pop_front();
         match result {
-            CheckpointResult::Ok => self.continue_checkpoint(),
+            CheckpointResult::Ok if step == Some(Step::Own) => self.continue_checkpoint(),
+            CheckpointResult::Ok => {}
             CheckpointResult::Finished { index, .. } => self.on_checkpoint_finished(index),
             CheckpointResult::Installed(installed) => {
                 self.checkpointing.newest = installed.position.index;
                 self.checkpointing.older = LogIndex::ZERO;
                 self.on_checkpoint_installed(*installed);
             }
-            CheckpointResult::Failed(error) => self.on_checkpoint_failed(&error),
+            CheckpointResult::Failed(error) if step == Some(Step::Own) => self.on_checkpoint_failed(&error),
+            CheckpointResult::Failed(error) => self.on_receive_failed(&error),
         }
     }
 
@@ -135,13 +179,15 @@ impl Replica {
         }
         let step = self.state.next_slice(CHECKPOINT_SLICE_ROWS).map(CheckpointStep::Rows);
         self.checkpointing.emitted = step.is_none();
-        self.checkpointing.expect_answer();
-        self.effects.push_back(Effect::Checkpoint(step.unwrap_or(CheckpointStep::Finish)));
+        self.give_step(step.unwrap_or(CheckpointStep::Finish));
     }
 
     fn on_checkpoint_finished(&mut self, index: LogIndex) {
         let job = &mut self.checkpointing;
-        (job.older, job.newest, job.writing) = (job.newest, index, None);
+        if job.writing.take() != Some(index) {
+            return;
+        }
+        (job.older, job.newest) = (job.newest, index);
         // T3: only below the older of the two that stay.
         let through = job.older;
         if through > self.log.disk_base.index {
@@ -150,13 +196,11 @@ impl Replica {
     }
 
     fn on_checkpoint_failed(&mut self, error: &str) {
-        if self.checkpointing.writing.take().is_none() {
-            return self.on_receive_failed(error);
+        if self.checkpointing.writing.is_none() {
+            return; // It had been given up already.
         }
-        self.state.abandon_checkpoint();
         self.checkpointing.not_before = self.now + RETRIED_AFTER;
         self.warn(format!("a checkpoint failed, the log goes on without it: {error}"));
-        self.checkpointing.expect_answer();
-        self.effects.push_back(Effect::Checkpoint(CheckpointStep::Abandon));
+        self.abandon_checkpoint();
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::chat::command::Operation;
 use crate::config::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::message::{Entry, Position, ViewStart, ViewTable};
 use crate::types::{LogIndex, ViewNumber, WriteId};
@@ -18,6 +19,8 @@ const VIEWS_SENT_MAX: usize = 256;
 pub(super) struct Log {
     /// The entry before the first one in memory.
     before: Position,
+    /// That entry is `closed`: an orderly stop of all members.
+    closed: bool,
     /// Invariant: indexes ascend by one from `before`, each chain follows from the one before.
     entries: VecDeque<Arc<Entry>>,
     /// The sum of the entries' encoded lengths.
@@ -33,9 +36,10 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// A log as recovery found it: all of it is synced.
+    /// A log as recovery found it: all of it is synced. `closed` says whether the entry at `before` is `closed`.
     pub(super) fn recovered(
         before: Position,
+        closed: bool,
         tail: Vec<Arc<Entry>>,
         views: ViewTable,
         disk_base: Position,
@@ -43,12 +47,22 @@ impl Log {
         let bytes = tail.iter().map(|entry| entry.bytes.len()).sum();
         let entries = VecDeque::from(tail);
         let synced = entries.back().map_or(before.index, |entry| entry.index);
-        Self { before, entries, bytes, views, disk_base, synced, unsynced: VecDeque::new() }
+        Self { before, closed, entries, bytes, views, disk_base, synced, unsynced: VecDeque::new() }
     }
 
     /// The last entry's position.
     pub(super) fn last(&self) -> Position {
         self.entries.back().map_or(self.before, |entry| entry.position())
+    }
+
+    /// Whether the last entry is `closed`.
+    pub(super) fn ends_closed(&self) -> bool {
+        self.entries.back().map_or(self.closed, |entry| entry.operation == Operation::Closed)
+    }
+
+    /// Whether nothing of any user is in memory.
+    pub(super) fn is_views_only(&self) -> bool {
+        self.entries.iter().all(|entry| !matches!(entry.operation, Operation::Command(_)))
     }
 
     /// How far the log is on the own disk.
@@ -147,7 +161,7 @@ impl Log {
 
     /// Starts again after a checkpoint that was installed.
     pub(super) fn restart_after(&mut self, position: Position, views: ViewTable) {
-        *self = Self::recovered(position, Vec::new(), views, position);
+        *self = Self::recovered(position, false, Vec::new(), views, position);
     }
 
     /// Lets go of applied entries that are more than a little old.
@@ -156,6 +170,7 @@ impl Log {
             let Some(entry) = self.entries.pop_front() else { return };
             self.bytes -= entry.bytes.len();
             self.before = entry.position();
+            self.closed = entry.operation == Operation::Closed;
         }
     }
 
@@ -195,7 +210,10 @@ pub(super) fn view_at(views: &[ViewStart], index: LogIndex) -> ViewNumber {
 
 fn shared(ours: &[ViewStart], our_last: LogIndex, theirs: &[ViewStart], their_last: LogIndex) -> LogIndex {
     let end_of = |views: &[ViewStart], view: ViewNumber, last: LogIndex| {
-        views.iter().find(|start| start.view > view).map_or(last, |next| next.start.previous())
+        views
+            .iter()
+            .find(|start| start.view > view)
+            .map_or(last, |next| LogIndex(next.start.0.saturating_sub(1)))
     };
     theirs.iter().rev().find(|start| ours.contains(start)).map_or(LogIndex::ZERO, |common| {
         end_of(theirs, common.view, their_last).min(end_of(ours, common.view, our_last))

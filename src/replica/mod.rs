@@ -71,20 +71,26 @@ pub struct Replica {
     peers: BTreeMap<ServerId, Peer>,
     role: Role,
     role_since: Instant,
+    /// Since when this server has neither led nor followed.
+    viewless_since: Instant,
+    /// The cluster that this server creates is not yet on its disk: nobody may hear of it.
+    creating: bool,
+    /// Servers of other clusters that were complained about.
+    foreign: BTreeSet<ServerId>,
     /// A pre-vote of this server under way (V1).
     pre_vote: Option<PreVote>,
     /// Pre-votes of others that wait for a probe of the primary (V1): who, its nonce, since when.
     probing: Vec<(ServerId, u64, Instant)>,
     /// Since when a view change has seemed due.
     suspected_since: Option<Instant>,
+    /// When the last promise was told to its candidate.
+    promise_told: Instant,
     /// No attempt before this (V12), and how many have failed in a row.
     backoff: (Instant, u32),
     /// The highest counter heard of in refusals and heartbeats.
     counter_heard: u32,
     /// V2: this process installed the present view, was not told that it is dropped, and was not paused since.
     whole_life: bool,
-    /// The candidates that were outstanding before the last promise.
-    outstanding_before: Vec<ServerId>,
     /// Whom this server waits for, as last said.
     awaited: Option<authority::Awaited>,
 
@@ -100,6 +106,8 @@ pub struct Replica {
     repairing: catch_up::Repairing,
     reads: BTreeMap<ReadId, catch_up::PeerRead>,
 
+    /// Writes under way, and since when.
+    writes: VecDeque<(WriteId, Instant)>,
     /// What happens when a write is on disk; ascending.
     held: VecDeque<(WriteId, Held)>,
     effects: VecDeque<Effect>,
@@ -110,8 +118,8 @@ pub struct Replica {
     disk_low: bool,
     /// D2: a write failed; nothing is written any more.
     disk_failed: bool,
-    /// When this server was asked to stop.
-    stopping: Option<Instant>,
+    /// This server was asked to stop.
+    stopping: Option<stop::Stopping>,
     said_ready: bool,
 }
 
@@ -141,13 +149,10 @@ enum Role {
 enum Held {
     /// The incarnation is on disk: the server may speak.
     Started,
+    /// That the log is closed is on disk.
+    Closed,
     /// A promise may be told to its candidate.
-    Promise {
-        to: ServerId,
-        number: ViewNumber,
-        /// The candidates that were outstanding before this one.
-        earlier: Vec<ServerId>,
-    },
+    Promise { to: ServerId, number: ViewNumber },
     /// The own promise is on disk: the proposal may go out (V1).
     OwnPromise(ViewNumber),
     /// The view is installed: its leader may be told (V7).
@@ -165,7 +170,7 @@ impl Replica {
             .map(|id| ServerId(u8::try_from(id).expect("a cluster list has at most 255 servers")))
             .collect();
         assert!(configured.contains(&config.me), "server {} is not configured", config.me);
-        let Recovered { hard, view, state, applied, tail, views, base, checkpoint, gaps } = recovered;
+        let Recovered { hard, view, state, applied, tail, closed, views, base, checkpoint, gaps } = recovered;
         let me = config.me;
         let known = |server: ServerId| {
             let seen = hard.incarnations.iter().chain(&view.members).filter(|m| m.server == server);
@@ -181,20 +186,23 @@ impl Replica {
             unix_ms: tail.last().map_or(0, |entry| entry.unix_ms),
             prng: Prng::new(seed),
             view,
-            log: Log::recovered(applied, tail, views, base),
+            log: Log::recovered(applied, closed, tail, views, base),
             commit: applied.index,
             commit_noted: applied.index,
             state,
             peers,
             role: Role::Starting,
             role_since: now,
+            viewless_since: now,
+            creating: false,
+            foreign: BTreeSet::new(),
             pre_vote: None,
             probing: Vec::new(),
             suspected_since: None,
+            promise_told: now,
             backoff: (now, 0),
             counter_heard: 0,
             whole_life: false,
-            outstanding_before: Vec::new(),
             awaited: None,
             requests: Requests::default(),
             primary_heard: now,
@@ -204,6 +212,7 @@ impl Replica {
             checkpointing: Checkpointing::new(now, checkpoint),
             repairing: catch_up::Repairing::new(gaps),
             reads: BTreeMap::new(),
+            writes: VecDeque::new(),
             held: VecDeque::new(),
             effects: VecDeque::new(),
             next_write: 0,
@@ -365,6 +374,9 @@ impl Replica {
         for peer in self.peers.values_mut() {
             peer.on_pause(now);
         }
+        if matches!(self.role, Role::Candidate(_) | Role::Installing(_)) {
+            self.abandon();
+        }
         self.effects.push_back(Effect::ResetLinks);
         self.warn(format!(
             "this process did not run for {} ms: others may have gone on without it",
@@ -414,12 +426,12 @@ impl Replica {
     }
 
     fn on_message(&mut self, from: ServerId, message: PeerMessage) {
-        let now = self.now;
         if matches!(self.role, Role::Starting) {
             return;
         }
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        peer.on_heard(now);
+        if !self.peers.contains_key(&from) {
+            return;
+        }
         match message {
             PeerMessage::Heartbeat { nonce, pulse } => self.on_heartbeat(from, nonce, pulse),
             PeerMessage::HeartbeatOk { nonce, pulse } => self.on_heartbeat_ok(from, nonce, pulse),
@@ -461,11 +473,15 @@ impl Replica {
 
     fn on_synced(&mut self, through: WriteId) {
         self.log.mark_synced(through);
+        while self.writes.front().is_some_and(|(id, _)| *id <= through) {
+            self.writes.pop_front();
+        }
         while self.held.front().is_some_and(|(id, _)| *id <= through) {
             let (_, held) = self.held.pop_front().expect("there is a first one");
             match held {
                 Held::Started => self.on_started(),
-                Held::Promise { to, number, earlier } => self.tell_promise(to, number, earlier),
+                Held::Closed => self.on_closed(),
+                Held::Promise { to, number } => self.tell_promise(to, number),
                 Held::OwnPromise(number) => self.on_own_promise(number),
                 Held::Installed { leader, number } => self.on_installed(leader, number),
             }
@@ -483,10 +499,15 @@ impl Replica {
         self.flush_batch();
         self.next_write += 1;
         let id = WriteId(self.next_write);
+        self.emit_write(id, write);
+        id
+    }
+
+    fn emit_write(&mut self, id: WriteId, write: Write) {
         if !self.disk_failed {
+            self.writes.push_back((id, self.now));
             self.effects.push_back(Effect::Write { id, write });
         }
-        id
     }
 
     fn persist_hard(&mut self) -> WriteId {
@@ -528,6 +549,10 @@ impl Replica {
     }
 
     fn become_role(&mut self, role: Role) {
+        let between = |role: &Role| matches!(role, Role::Starting | Role::Waiting | Role::Candidate(_));
+        if !between(&self.role) {
+            self.viewless_since = self.now;
+        }
         self.role = role;
         self.role_since = self.now;
     }
@@ -560,17 +585,22 @@ impl Replica {
     }
 
     fn on_heartbeat_ok(&mut self, from: ServerId, nonce: u64, pulse: Pulse) {
-        let begun = self.peers.get_mut(&from).and_then(|peer| peer.end_heartbeat(nonce));
-        if let Some(begun) = begun {
+        // A new life is taken note of first: its answer is no contact with the old one.
+        self.on_pulse(from, pulse.clone());
+        let (now, counts) = (self.now, pulse.view <= self.view.number);
+        let peer = self.peers.get_mut(&from).expect("a configured server");
+        if pulse.incarnation != peer.incarnation {
+            return;
+        }
+        if let Some(begun) = peer.end_heartbeat(now, nonce, counts) {
             self.veto_probed(from, begun, &pulse);
         }
-        self.on_pulse(from, pulse);
     }
 
     fn pulse_for(&self, to: ServerId) -> Pulse {
         let known = self.peers.get(&to).map_or(Incarnation(0), |peer| peer.incarnation);
         Pulse {
-            cluster: self.hard.cluster,
+            cluster: self.hard.cluster.filter(|_| !self.creating),
             incarnation: self.hard.incarnation,
             known_incarnation: known,
             standpoint: self.standpoint(),
@@ -580,16 +610,22 @@ impl Replica {
             last: self.log.last().index,
             synced: self.log.synced(),
             commit: self.commit,
-            sync_age_ms: 0,
+            sync_age_ms: self.sync_age_ms(),
             broken: !self.whole_life || self.hard.promised != self.view.number,
             disk_low: self.disk_low,
             leaving: self.stopping.is_some(),
         }
     }
 
+    /// N9: how long the oldest write has been under way, in milliseconds.
+    fn sync_age_ms(&self) -> u32 {
+        let oldest = self.writes.front().map_or(Duration::ZERO, |(_, since)| self.now.since(*since));
+        u32::try_from(oldest.as_millis()).unwrap_or(u32::MAX)
+    }
+
     fn standpoint(&self) -> Standpoint {
         match &self.role {
-            _ if self.hard.cluster.is_none() => Standpoint::Empty,
+            _ if self.hard.cluster.is_none() || self.creating => Standpoint::Empty,
             Role::Primary(_) => Standpoint::Primary,
             Role::Backup if self.hard.promised == self.view.number => Standpoint::Backup,
             Role::Learner(_) => Standpoint::Learner,
@@ -601,7 +637,7 @@ impl Replica {
         if let (Some(own), Some(theirs)) = (self.hard.cluster, pulse.cluster)
             && own != theirs
         {
-            return self.on_foreign_cluster(from, theirs);
+            return self.on_foreign_cluster(from, theirs, pulse.last);
         }
         let now = self.now;
         let peer = self.peers.get_mut(&from).expect("a configured server");
@@ -613,9 +649,10 @@ impl Replica {
             self.note_incarnation(from, pulse.incarnation);
         }
         if pulse.known_incarnation > self.hard.incarnation {
-            return self.on_restored_disk(from, pulse.known_incarnation);
+            return self.on_restored_disk(from, pulse.known_incarnation, pulse.view);
         }
         self.counter_heard = self.counter_heard.max(pulse.view.counter);
+        self.notice_dropped(pulse.view, pulse.member);
         if pulse.standpoint == Standpoint::Primary {
             self.on_primary_heard(from, &pulse);
         }
@@ -625,6 +662,13 @@ impl Replica {
             }
         } else if matches!(self.role, Role::Backup) && from == self.view.primary() {
             self.on_primary_pulse(from, &pulse);
+        }
+    }
+
+    /// V2, V10: a later view without this server exists, whoever tells.
+    fn notice_dropped(&mut self, view: ViewNumber, member: bool) {
+        if view > self.view.number && !member {
+            self.whole_life = false;
         }
     }
 
@@ -639,15 +683,20 @@ impl Replica {
     }
 
     /// V6: others know a later life of this server than its disk does. What the disk has lost, nobody can tell.
-    fn on_restored_disk(&mut self, from: ServerId, known: Incarnation) {
+    fn on_restored_disk(&mut self, from: ServerId, known: Incarnation, teller_view: ViewNumber) {
         self.warn(format!(
             "server {from} knows start {} of this server, its own disk only start {}: the directory was wiped or \
              restored from a copy, so it counts for nothing until it has caught up",
             known.0, self.hard.incarnation.0
         ));
-        self.hard.incarnation = Incarnation(known.0 + 1);
-        self.hard.standing = Standing::Partial;
+        let current = self.view.exists() && self.membership_in(&self.view).1;
+        self.hard.incarnation = Incarnation(known.0.saturating_add(1));
         self.whole_life = false;
+        // Who has caught up in a later view than the teller knows holds all that it should: only its number was low.
+        if !current || teller_view >= self.view.number {
+            self.hard.standing = Standing::Partial;
+            self.hard.born = self.hard.incarnation;
+        }
         self.persist_hard();
         if !matches!(self.role, Role::Waiting | Role::Learner(_)) {
             self.become_waiting();
@@ -708,13 +757,17 @@ impl Replica {
     fn report(&self) -> Report {
         Report {
             incarnation: self.hard.incarnation,
+            born: self.hard.born,
             promised: self.hard.promised,
             outstanding: self.hard.outstanding.clone(),
             installed: self.view.clone(),
             last: self.log.last(),
             standing: self.hard.standing,
             continuous: self.is_continuous(),
-            empty: self.hard.cluster.is_none() || self.repairing.is_under_way(),
+            empty: self.hard.cluster.is_none()
+                || self.repairing.is_under_way()
+                || self.checkpointing.is_installing(),
+            closed: self.log_ends_closed(),
         }
     }
 

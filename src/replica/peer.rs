@@ -20,28 +20,37 @@ pub(super) struct Peer {
     refused_since: Option<Instant>,
     /// The same before the present connection: if a new life answers on it, the old one ended no later.
     refused_before: Option<Instant>,
-    /// When anything was last heard of it; at first, when this process started to listen.
-    last_heard: Instant,
-    /// Something was heard of it, by this process.
-    pub(super) heard: bool,
+    /// When it last answered; at first, when this process started to ask. What it says unasked does not count: whoever
+    /// can't be reached is as good as silent, and knows it, for its own heartbeats come back unanswered (V2).
+    answered_at: Instant,
+    /// It has answered this process.
+    pub(super) answered: bool,
     /// The highest incarnation known of it (V6).
     pub(super) incarnation: Incarnation,
-    /// When the life before this incarnation was first known to be over, if by this process.
-    renewed_at: Option<Instant>,
+    /// The life before this incarnation, if this process has seen it end.
+    last_life: Option<PastLife>,
     /// What it last said of itself.
     pub(super) pulse: Option<Pulse>,
     /// Heartbeats begun by this server: their nonces and when.
     awaited: VecDeque<(u64, Instant)>,
     /// When the last heartbeat that was answered was begun.
     round_trip: Option<Instant>,
-    /// The same as it stood when the present incarnation was first heard of.
-    round_trip_before: Option<Instant>,
     /// As a learner: the end of its log when it last fetched, and when that was (T4).
     pub(super) fetched: Option<(LogIndex, Instant)>,
     /// As a slow member that was dropped: not before this may it come back, and how often it was dropped (N9).
     pub(super) banned: Option<(Instant, u32)>,
     /// As a member: since when its oldest unacknowledged entry has been too old (N9).
     pub(super) slow_since: Option<Instant>,
+}
+
+/// A life of another server that is over.
+#[derive(Debug)]
+struct PastLife {
+    incarnation: Incarnation,
+    /// When the last heartbeat that it answered was begun.
+    round_trip: Option<Instant>,
+    /// When it was first known to be over.
+    ended: Instant,
 }
 
 impl Peer {
@@ -51,14 +60,13 @@ impl Peer {
             link: LinkState::Closed,
             refused_since: None,
             refused_before: None,
-            last_heard: now,
-            heard: false,
+            answered_at: now,
+            answered: false,
             incarnation,
-            renewed_at: None,
+            last_life: None,
             pulse: None,
             awaited: VecDeque::new(),
             round_trip: None,
-            round_trip_before: None,
             fetched: None,
             banned: None,
             slow_since: None,
@@ -76,14 +84,9 @@ impl Peer {
         }
     }
 
-    pub(super) fn on_heard(&mut self, now: Instant) {
-        self.last_heard = now;
-        self.heard = true;
-    }
-
     /// This process did not run for a while: what it believes of others starts anew (V2).
     pub(super) fn on_pause(&mut self, now: Instant) {
-        *self = Self { heard: self.heard, banned: self.banned, ..Self::new(now, self.incarnation) };
+        *self = Self { answered: self.answered, banned: self.banned, ..Self::new(now, self.incarnation) };
     }
 
     pub(super) fn begin_heartbeat(&mut self, now: Instant, nonce: u64) {
@@ -93,13 +96,23 @@ impl Peer {
         self.awaited.push_back((nonce, now));
     }
 
-    /// Takes in an answer; says when its heartbeat was begun, if that is known.
-    pub(super) fn end_heartbeat(&mut self, nonce: u64) -> Option<Instant> {
+    /// Takes in an answer of the present life; says when its heartbeat was begun, if that is known. `counts` says
+    /// whether it shows that this server is still a member (V2).
+    pub(super) fn end_heartbeat(&mut self, now: Instant, nonce: u64, counts: bool) -> Option<Instant> {
         let at = self.awaited.iter().position(|(awaited, _)| *awaited == nonce)?;
         let (_, begun) = self.awaited[at];
         self.awaited.drain(..=at);
-        self.round_trip = self.round_trip.max(Some(begun));
+        (self.answered_at, self.answered) = (now, true);
+        if counts {
+            self.round_trip = self.round_trip.max(Some(begun));
+        }
         Some(begun)
+    }
+
+    /// The negotiation of a view is a round trip too: what was said at `begun` has come back as the view.
+    pub(super) fn note_round_trip(&mut self, now: Instant, begun: Instant) {
+        (self.answered_at, self.answered) = (now, true);
+        self.round_trip = self.round_trip.max(Some(begun));
     }
 
     /// Takes in what it says of itself; false if the words are of an earlier life than one already known.
@@ -108,9 +121,11 @@ impl Peer {
             return false;
         }
         if pulse.incarnation > self.incarnation {
+            // V11: a refused connection is void once the peer answers again; the old life ended no later than that.
+            let ended = self.refused_since.take().or(self.refused_before).unwrap_or(now);
+            let (incarnation, round_trip) = (self.incarnation, self.round_trip.take());
+            self.last_life = Some(PastLife { incarnation, round_trip, ended });
             self.incarnation = pulse.incarnation;
-            self.renewed_at = Some(self.refused_before.unwrap_or(now));
-            self.round_trip_before = self.round_trip.take();
             self.awaited.clear();
             self.fetched = None;
         }
@@ -124,23 +139,26 @@ impl Peer {
         self.refused_since.is_some()
     }
 
-    /// Whether nothing was heard for this long.
+    /// Whether it has not answered for this long.
     pub(super) fn is_silent_for(&self, now: Instant, timeout: std::time::Duration) -> bool {
-        now.since(self.last_heard) >= timeout
+        now.since(self.answered_at) >= timeout
     }
 
     /// V2: whether a heartbeat round trip begun by this server stands so close before the end of the life
     /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares.
     pub(super) fn was_in_touch(&self, now: Instant, incarnation: Incarnation, silence: bool) -> bool {
         let (begun, end) = if self.incarnation > incarnation {
-            (self.round_trip_before, self.renewed_at)
+            let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
+                return false;
+            };
+            (life.round_trip, Some(life.ended))
         } else if self.refused_since.is_some() {
             (self.round_trip, self.refused_since)
         } else if silence {
-            (self.round_trip, Some(self.last_heard))
+            (self.round_trip, Some(self.answered_at))
         } else {
             (self.round_trip, Some(now))
         };
-        matches!((begun, end), (Some(begun), Some(end)) if end.since(begun) <= SUSPICION / 2)
+        matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= SUSPICION / 2)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::chat::command::Operation;
-use crate::config::BATCH_ENTRIES_MAX;
+use crate::config::{BATCH_ENTRIES_MAX, SUSPICION};
 use crate::message::{Entry, PeerMessage, Position, Write};
 use crate::time::Instant;
 use crate::types::{Incarnation, LogIndex, ServerId, ViewNumber};
@@ -100,9 +100,7 @@ impl Replica {
         self.next_write += 1;
         let id = crate::types::WriteId(self.next_write);
         self.log.written(id);
-        if !self.disk_failed {
-            self.effects.push_back(super::Effect::Write { id, write: Write::Append(entries.clone()) });
-        }
+        self.emit_write(id, Write::Append(entries.clone()));
         let (view, commit) = (self.view.number, self.commit);
         for member in self.view.members.clone() {
             if member.server != self.me {
@@ -200,8 +198,17 @@ impl Replica {
     pub(super) fn maybe_reconfigure(&mut self) {
         let now = self.now;
         let Role::Primary(primary) = &self.role else { return };
+        if self.is_closing() {
+            return; // Nothing may follow the `closed` entry.
+        }
+        if self.disk_failed {
+            return; // D2: it can write nothing, and so change nothing.
+        }
         if self.view.members.iter().any(|member| self.is_gone(*member)) {
             return self.propose(Vec::new(), &BTreeMap::new());
+        }
+        if !primary.is_serving(self.commit) && now.since(self.role_since) >= SUSPICION * 2 {
+            return self.propose(Vec::new(), &BTreeMap::new()); // A member has promised something else meanwhile.
         }
         if now < primary.regroup_after || !primary.is_serving(self.commit) || self.stopping.is_some() {
             return;
@@ -253,9 +260,16 @@ impl Replica {
             let near = peer.fetched.is_some_and(|(end, at)| {
                 self.now.since(at) <= FETCHED_LATELY && end.distance_to(last) <= BATCH_ENTRIES_MAX as u64
             });
-            let banned = peer.banned.is_some_and(|(until, _)| self.now < until);
-            let leaving = peer.pulse.as_ref().is_none_or(|pulse| pulse.leaving);
-            self.view.member(*id).is_none() && near && !banned && !leaving && !self.is_dead(*id)
+            // Its disk must keep up too, not only its memory.
+            let ready = peer.pulse.as_ref().is_some_and(|pulse| {
+                !pulse.leaving && pulse.synced.distance_to(last) <= BATCH_ENTRIES_MAX as u64
+            });
+            self.view.member(*id).is_none() && near && ready && !self.is_banned(*id) && !self.is_dead(*id)
         })
+    }
+
+    /// N9: dropped as slow, and not yet to be taken in again.
+    pub(super) fn is_banned(&self, server: ServerId) -> bool {
+        self.peers.get(&server).and_then(|peer| peer.banned).is_some_and(|(until, _)| self.now < until)
     }
 }

@@ -76,7 +76,8 @@ impl Requests {
 
     fn bind(&mut self, connection: ConnectionId, client: ClientId, account: AccountId) {
         self.unbind(connection);
-        self.connections.entry(connection).or_default().bound = Some((client, account));
+        let Some(known) = self.connections.get_mut(&connection) else { return }; // It is gone already.
+        known.bound = Some((client, account));
         self.by_client.entry(client).or_default().insert(connection);
     }
 
@@ -112,6 +113,7 @@ fn failure(code: ErrorCode, text: impl Into<String>) -> ErrorResponse {
 
 impl Replica {
     pub(super) fn on_request(&mut self, connection: ConnectionId, request: u32, body: Request) {
+        self.requests.connections.entry(connection).or_default();
         match body {
             Request::Ping => self.respond(connection, request, Response::Pong),
             Request::Status => {
@@ -635,6 +637,9 @@ impl Replica {
     fn write_refused(&self) -> Option<ErrorResponse> {
         if !self.is_serving() {
             return Some(failure(ErrorCode::Interrupted, "the view changed while the password was hashed"));
+        }
+        if self.is_closing() {
+            return Some(failure(ErrorCode::Interrupted, "the servers are stopping"));
         }
         let copies = self.view.members.len();
         if copies < usize::from(self.config.min_copies) {

@@ -1,8 +1,9 @@
 //! Cold start and bootstrap.
 
+use crate::chat::State;
 use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
-use crate::message::{Standing, Standpoint, View, Write};
-use crate::types::{ClusterId, Incarnation, Member, ServerId, ViewNumber};
+use crate::message::{HardState, Standing, Standpoint, View, Write};
+use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
 
 use super::authority::Awaited;
 use super::{Effect, Exit, FirstRole, Held, Replica, Role};
@@ -12,7 +13,13 @@ impl Replica {
     pub(super) fn begin_life(&mut self) {
         self.hard.server = Some(self.me);
         self.hard.servers.clone_from(&self.config.servers);
-        self.hard.incarnation = Incarnation(self.hard.incarnation.0 + 1);
+        if self.hard.incarnation == Incarnation(0) {
+            // A number that a life before a wipe can hardly have had.
+            let drawn = u32::try_from(self.prng.below(1 << 30)).expect("below 2^30");
+            self.hard.incarnation = Incarnation(drawn);
+            self.hard.born = Incarnation(drawn + 1);
+        }
+        self.hard.incarnation = Incarnation(self.hard.incarnation.0.saturating_add(1));
         let id = self.persist_hard();
         self.held.push_back((id, Held::Started));
     }
@@ -82,10 +89,9 @@ impl Replica {
     fn bootstrap(&mut self, all_empty: bool) {
         let cluster = ClusterId(self.prng.next_u64());
         self.hard.cluster = Some(cluster);
-        self.hard.standing = Standing::Whole;
+        self.creating = true;
         let why = if all_empty { "every server is empty" } else { "no server reported a cluster for 10 s" };
         self.say(format!("creates cluster {cluster}: {why}"));
-        self.effects.push_back(Effect::RecordCluster(cluster));
         let member = Member { server: self.me, incarnation: self.hard.incarnation };
         let number = ViewNumber { counter: self.hard.promised.counter + 1, proposer: self.me };
         self.lead_new_view(View { number, members: vec![member] }, false);
@@ -115,7 +121,7 @@ impl Replica {
             return true;
         }
         if self.config.known_cluster.is_some_and(|known| known != cluster) {
-            self.on_foreign_cluster(from, cluster);
+            self.on_foreign_cluster(from, cluster, LogIndex(u64::MAX));
             return false;
         }
         self.hard.cluster = Some(cluster);
@@ -125,24 +131,51 @@ impl Replica {
         true
     }
 
-    /// Different cluster ids never merge. A cluster that has just been created, and holds nothing of anyone, yields.
-    pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId) {
+    /// Different cluster ids never merge. But a cluster that holds nothing of anyone yields to one that has gone on
+    /// further, or whose server is listed first.
+    pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId, their_last: LogIndex) {
+        let last = self.log.last().index;
+        let younger = their_last > last || (their_last == last && from < self.me);
         let own = self.hard.cluster.or(self.config.known_cluster);
         let own = own.map_or_else(|| "none".to_owned(), |own| own.to_string());
         let text = format!("server {from} belongs to cluster {theirs}, this directory to cluster {own}");
-        if self.awaited.as_ref().is_some_and(|awaited| awaited.why == FOREIGN) {
+        if younger && self.holds_nothing() && !self.creating {
+            return self.yield_cluster(&text);
+        }
+        if !self.foreign.insert(from) {
             return;
         }
-        self.awaited = Some(Awaited { servers: vec![from], why: FOREIGN });
-        if matches!(self.role, Role::Primary(_)) {
+        if self.said_ready || matches!(self.role, Role::Primary(_) | Role::Candidate(_)) {
             self.warn(format!("{text}; neither follows the other"));
         } else {
-            self.exit(Exit::Refused(format!(
-                "{text}; start this server on a directory of that cluster, or an empty one"
-            )));
+            let advice = "start this server on a directory of that cluster, or on an empty one";
+            self.exit(Exit::Refused(format!("{text}; {advice}")));
         }
     }
-}
 
-/// Why nothing is to be had from a server.
-const FOREIGN: &str = "belongs to another cluster";
+    /// Nothing of any user is in the log, and the log is in memory from its first entry.
+    fn holds_nothing(&self) -> bool {
+        self.hard.cluster.is_some()
+            && self.log.is_views_only()
+            && self.log.position(LogIndex::ZERO).is_some()
+            && self.checkpointing.is_idle()
+    }
+
+    fn yield_cluster(&mut self, text: &str) {
+        self.warn(format!("{text}; this one holds nothing of any user and yields: it joins the other"));
+        self.stop_leading();
+        self.log.truncate(LogIndex::ZERO);
+        self.write(Write::Truncate { after: LogIndex::ZERO });
+        self.view = View::default();
+        self.write(Write::View(View::default()));
+        self.state = State::new();
+        self.commit = LogIndex::ZERO;
+        self.commit_noted = LogIndex::ZERO;
+        self.checkpointing.forget();
+        self.whole_life = false;
+        let HardState { server, incarnation, servers, incarnations, .. } = std::mem::take(&mut self.hard);
+        self.hard = HardState { server, incarnation, servers, incarnations, ..HardState::default() };
+        self.persist_hard();
+        self.become_role(Role::Waiting);
+    }
+}

@@ -78,23 +78,23 @@ impl Replica {
         }
         match &self.role {
             Role::Backup => self.leads_no_more(self.view.primary()),
-            Role::Learner(learner) => self.is_dead(learner.leader),
+            Role::Learner(learner) => self.is_dead(learner.leader) && !self.checkpointing.is_installing(),
             Role::Waiting => self.has_asked_everyone() && !self.lets_a_candidate_finish(),
             _ => false,
         }
     }
 
-    /// The primary's life is over, or it is about to stop.
+    /// The primary's life is over, or it is about to stop, or its disk is stuck (N9).
     fn leads_no_more(&self, primary: ServerId) -> bool {
         self.view.member(primary).is_some_and(|member| self.is_gone(member))
-            || self.peers[&primary].pulse.as_ref().is_some_and(|pulse| pulse.leaving)
+            || self.peers[&primary].pulse.as_ref().is_some_and(|pulse| pulse.leaving || is_stuck(pulse))
     }
 
     /// V12: whoever has promised a number lets that candidate finish for a while, if it lives.
     fn lets_a_candidate_finish(&self) -> bool {
         let candidate = self.hard.promised.proposer;
         self.hard.promised > self.view.number
-            && self.peers.get(&candidate).is_some_and(|peer| peer.heard)
+            && self.peers.get(&candidate).is_some_and(|peer| peer.answered)
             && !self.is_dead(candidate)
             && self.now.since(self.role_since) < SUSPICION
     }
@@ -143,7 +143,11 @@ impl Replica {
     /// Whoever is asked probes the primary itself, and vetoes only if that probe succeeds.
     pub(super) fn on_pre_vote(&mut self, from: ServerId, nonce: u64) {
         let veto = match &self.role {
-            Role::Primary(_) | Role::Candidate(_) => self.stopping.is_none(),
+            Role::Primary(_) => self.stopping.is_none() && self.sync_age_ms() < STUCK_MS,
+            Role::Candidate(candidate) => {
+                let gets_on = self.now.since(candidate.since) < SUSPICION;
+                gets_on && !matches!(candidate.phase, Phase::Promising { .. })
+            }
             Role::Backup | Role::Learner(_) | Role::Installing(_) => {
                 self.probing.retain(|(server, _, _)| *server != from);
                 self.probing.push((from, nonce, self.now));
@@ -192,7 +196,8 @@ impl Replica {
 
     /// The primary has answered a heartbeat begun at `begun`: probes since before that have succeeded.
     pub(super) fn veto_probed(&mut self, from: ServerId, begun: Instant, pulse: &Pulse) {
-        if self.probed_primary() != Some(from) || pulse.standpoint != Standpoint::Primary || pulse.leaving {
+        let leads = pulse.standpoint == Standpoint::Primary && !pulse.leaving && !is_stuck(pulse);
+        if self.probed_primary() != Some(from) || !leads {
             return;
         }
         let (vetoed, waiting) =
@@ -205,6 +210,7 @@ impl Replica {
     }
 
     pub(super) fn on_pre_vote_ok(&mut self, from: ServerId, nonce: u64, veto: bool, report: Report) {
+        let (view, member) = self.membership_in(&report.installed);
         let Some(pre_vote) = self.pre_vote.as_mut().filter(|pre_vote| pre_vote.nonce == nonce) else {
             return;
         };
@@ -213,6 +219,7 @@ impl Replica {
             return self.back_off();
         }
         pre_vote.reports.insert(from, report);
+        self.notice_dropped(view, member);
         self.check_pre_vote();
     }
 
@@ -287,8 +294,8 @@ impl Replica {
         reports: &BTreeMap<ServerId, Report>,
         dead: &BTreeSet<ServerId>,
     ) -> Result<Formation, Awaited> {
-        let waited =
-            !self.whole_life && self.config.cold_wait.is_some_and(|w| self.now.since(self.started) >= w);
+        let viewless = self.now.since(self.viewless_since);
+        let waited = !self.whole_life && self.config.cold_wait.is_some_and(|wait| viewless >= wait);
         let mut incarnations: BTreeMap<ServerId, Incarnation> =
             self.peers.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
         incarnations.insert(self.me, self.hard.incarnation);
@@ -311,6 +318,8 @@ impl Replica {
             Role::Candidate(candidate) => candidate.was_primary,
             _ => false,
         };
+        let banned = self.peers.keys().copied().filter(|id| self.is_banned(*id) && !dropping.contains(id));
+        let dropping = banned.chain(dropping.clone()).collect();
         self.pre_vote = None;
         self.suspected_since = None;
         self.hold_reads();
@@ -325,10 +334,9 @@ impl Replica {
     /// V2: the candidate is outstanding until the next installed view.
     fn promise(&mut self, number: ViewNumber) {
         self.hard.promised = number;
-        if !self.hard.outstanding.contains(&number.proposer) {
-            self.hard.outstanding.push(number.proposer);
-            self.hard.outstanding.sort_unstable();
-        }
+        self.hard.outstanding.retain(|earlier| earlier.proposer != number.proposer);
+        self.hard.outstanding.push(number);
+        self.hard.outstanding.sort_unstable();
     }
 
     pub(super) fn on_own_promise(&mut self, number: ViewNumber) {
@@ -357,15 +365,15 @@ impl Replica {
         if number == self.hard.promised {
             return self.repeat_promise(from, number);
         }
-        let earlier = self.hard.outstanding.clone();
-        self.outstanding_before.clone_from(&earlier);
         let mut report = self.report();
+        let insists = self.hard.promised.proposer == number.proposer;
         self.promise(number);
         report.promised = number;
         if !matches!(self.role, Role::Waiting) {
             self.become_waiting();
+        } else if !insists {
+            self.role_since = self.now; // A candidate that tries again and again is not waited for for ever (V12).
         }
-        self.role_since = self.now;
         if dropping.contains(&self.me) {
             self.whole_life = false;
             self.persist_hard();
@@ -373,31 +381,44 @@ impl Replica {
             return self.send(from, PeerMessage::Promise { number, report });
         }
         let id = self.persist_hard();
-        self.held.push_back((id, Held::Promise { to: from, number, earlier }));
+        self.held.push_back((id, Held::Promise { to: from, number }));
     }
 
     /// The answer got lost, unless it is still on its way to the disk.
     fn repeat_promise(&mut self, from: ServerId, number: ViewNumber) {
         let waits = |held: &Held| matches!(held, Held::Promise { number: held, .. } if *held == number);
         if matches!(self.role, Role::Waiting) && !self.held.iter().any(|(_, held)| waits(held)) {
-            let earlier = self.outstanding_before.clone();
-            self.tell_promise(from, number, earlier);
+            self.tell_promise(from, number);
         }
     }
 
-    pub(super) fn tell_promise(&mut self, to: ServerId, number: ViewNumber, earlier: Vec<ServerId>) {
+    pub(super) fn tell_promise(&mut self, to: ServerId, number: ViewNumber) {
         if self.hard.promised == number {
-            let report = Report { outstanding: earlier, ..self.report() };
+            self.promise_told = self.now;
+            let report = self.report();
             self.send(to, PeerMessage::Promise { number, report });
         }
     }
 
     pub(super) fn on_promise(&mut self, from: ServerId, number: ViewNumber, report: Report) {
+        let (view, member) = self.membership_in(&report.installed);
+        self.notice_dropped(view, member);
+        let continuous = self.whole_life;
+        let me = self.me;
         let Role::Candidate(candidate) = &mut self.role else { return };
         let Phase::Collecting { reports } = &mut candidate.phase else { return };
         if candidate.number == number {
             reports.insert(from, report);
+            if let Some(own) = reports.get_mut(&me) {
+                own.continuous &= continuous;
+            }
         }
+    }
+
+    /// The view, and whether this life of this server is a member of it.
+    pub(super) fn membership_in(&self, view: &View) -> (ViewNumber, bool) {
+        let member = view.member(self.me).is_some_and(|member| member.incarnation == self.hard.incarnation);
+        (view.number, member)
     }
 
     /// V12: a candidate that hears a higher number yields; a primary that only regroups tries a higher one.
@@ -407,7 +428,7 @@ impl Replica {
         if candidate.number != number {
             return;
         }
-        if candidate.was_primary && promised.proposer == self.me {
+        if candidate.was_primary {
             let dropping = candidate.dropping.clone();
             self.propose(dropping, &BTreeMap::new());
         } else {
@@ -415,7 +436,7 @@ impl Replica {
         }
     }
 
-    fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.become_waiting();
         self.back_off();
     }
@@ -433,16 +454,19 @@ impl Replica {
         let now = self.now;
         let Role::Candidate(candidate) = &self.role else { return };
         match &candidate.phase {
-            Phase::Promising { .. } => {}
+            Phase::Promising { .. } => {
+                if now.since(candidate.since) >= SUSPICION * 2 {
+                    self.abandon(); // N9: its own disk is stuck, so it must not look as if it got on.
+                }
+            }
             Phase::Collecting { reports } => {
-                let reports = reports.clone();
-                match self.decide(&reports, &self.dead_for_ballot()) {
+                let (reports, dropping) = (reports.clone(), candidate.dropping.clone());
+                let timed_out = now.since(candidate.since) >= SUSPICION * 2;
+                let dead = self.dead_for_ballot();
+                match self.decide(&reports, &dead) {
                     Ok(formation) => self.on_formation(reports, formation),
-                    Err(_) if now.since(candidate.since) < SUSPICION * 2 => {}
-                    Err(awaited) => {
-                        self.note_awaited(awaited);
-                        self.abandon();
-                    }
+                    Err(_) if !timed_out => {}
+                    Err(awaited) => self.on_collecting_timed_out(&reports, &dead, dropping, awaited),
                 }
             }
             Phase::Fetching { formation, .. } => {
@@ -463,7 +487,29 @@ impl Replica {
         }
     }
 
+    /// N9: who lives but does not answer has a stuck disk. The view goes on without it, and it is told (V10).
+    fn on_collecting_timed_out(
+        &mut self,
+        reports: &BTreeMap<ServerId, Report>,
+        dead: &BTreeSet<ServerId>,
+        mut dropping: Vec<ServerId>,
+        awaited: Awaited,
+    ) {
+        let mute = |id: &ServerId| !reports.contains_key(id) && !dead.contains(id) && !dropping.contains(id);
+        let mute: Vec<_> = self.configured.iter().copied().filter(mute).collect();
+        if mute.is_empty() {
+            self.note_awaited(awaited);
+            self.abandon();
+        } else {
+            dropping.extend(mute);
+            self.propose(dropping, reports);
+        }
+    }
+
     fn on_formation(&mut self, reports: BTreeMap<ServerId, Report>, formation: Formation) {
+        if !formation.sources.contains(&self.me) {
+            return self.abandon();
+        }
         let end = reports[&formation.longest].last;
         if end.index <= self.log.last().index && self.log.has(end) {
             return self.install(&reports, &formation);
@@ -509,7 +555,9 @@ impl Replica {
         let fits = |server: &ServerId, report: &Report| {
             *server == self.me
                 || formation.sources.contains(server)
-                || (!report.empty && is_near(report.last, end) && self.log.has(report.last))
+                || (!report.empty
+                    && is_near(report.last, end)
+                    && self.log.position(report.last.index) == Some(report.last))
         };
         let members = reports
             .iter()
@@ -528,7 +576,9 @@ impl Replica {
         let phase = Phase::Installing { start, acked: BTreeSet::new() };
         let dropping = Vec::new();
         self.become_role(Role::Candidate(Candidate { number, was_primary, dropping, since, phase }));
-        self.repeat_new_view(None);
+        if !self.creating {
+            self.repeat_new_view(None);
+        }
     }
 
     fn repeat_new_view(&mut self, only: Option<ServerId>) {
@@ -591,6 +641,12 @@ impl Replica {
         if self.view.member(from).is_none_or(|member| member.incarnation != incarnation) {
             return;
         }
+        if let Role::Candidate(candidate) = &self.role
+            && candidate.number == number
+        {
+            let told = candidate.since;
+            self.peers.get_mut(&from).expect("a configured server").note_round_trip(self.now, told);
+        }
         self.on_member_installed(from, number);
     }
 
@@ -623,9 +679,15 @@ impl Replica {
             return self.send(from, PeerMessage::Refuse { number, promised: self.hard.promised });
         }
         if self.hard.cluster.is_some_and(|own| own != cluster) {
-            return self.on_foreign_cluster(from, cluster);
+            return self.on_foreign_cluster(from, cluster, start.index);
         }
-        if !self.join(from, cluster) {
+        let configured = |member: &Member| self.configured.contains(&member.server);
+        if self.is_occupied() || !view.members.iter().all(configured) || !self.join(from, cluster) {
+            return;
+        }
+        if matches!(&self.role, Role::Learner(learner) if learner.leader == from && learner.view == number)
+            && view.member(self.me).is_none()
+        {
             return;
         }
         if number == self.view.number {
@@ -686,12 +748,18 @@ impl Replica {
         }
         installing.writing = true;
         let view = installing.view.clone();
+        self.peers.get_mut(&leader).expect("a configured server").note_round_trip(now, self.promise_told);
         let id = self.write_view(view);
         self.held.push_back((id, Held::Installed { leader, number }));
     }
 
     pub(super) fn on_installed(&mut self, leader: ServerId, number: ViewNumber) {
         if leader == self.me {
+            if std::mem::take(&mut self.creating)
+                && let Some(cluster) = self.hard.cluster
+            {
+                self.effects.push_back(super::Effect::RecordCluster(cluster));
+            }
             return self.on_member_installed(leader, number);
         }
         let Role::Installing(installing) = &self.role else { return };
@@ -721,6 +789,12 @@ impl Replica {
 
     /// A server says that it leads an active view. Whoever leads a lower one stops serving (R1).
     pub(super) fn on_primary_heard(&mut self, from: ServerId, pulse: &Pulse) {
+        if self.is_occupied() || is_stuck(pulse) {
+            return;
+        }
+        if matches!(self.role, Role::Waiting) && self.is_member_of_active(from, pulse) {
+            return self.become_backup();
+        }
         let follow = match &self.role {
             Role::Primary(_) | Role::Backup => pulse.view > self.view.number,
             Role::Candidate(candidate) => pulse.view > candidate.number,
@@ -744,6 +818,22 @@ impl Replica {
         }
     }
 
+    /// Rotten rows are being filled in, or a checkpoint is being put in place: the log must not move meanwhile.
+    pub(super) fn is_occupied(&self) -> bool {
+        self.repairing.is_under_way() || self.checkpointing.is_installing()
+    }
+
+    /// Whether the view that is said to be active is the one this server has installed, and nothing else is promised:
+    /// it took longer to become active than this server had patience.
+    fn is_member_of_active(&self, from: ServerId, pulse: &Pulse) -> bool {
+        let written = |held: &Held| !matches!(held, Held::Installed { .. });
+        pulse.view == self.view.number
+            && self.hard.promised == self.view.number
+            && from == self.view.primary()
+            && self.membership_in(&self.view).1
+            && self.held.iter().all(|(_, held)| written(held))
+    }
+
     pub(super) fn become_learner(&mut self, leader: ServerId, view: ViewNumber) {
         self.stop_leading();
         self.pre_vote = None;
@@ -753,6 +843,13 @@ impl Replica {
         self.say(format!("follows server {leader}, which leads view {view}, as a learner"));
         self.send_fetch(leader, view);
     }
+}
+
+/// N9: a server whose oldest write has been under way for so long has a stuck disk; it must not look alive.
+const STUCK_MS: u32 = 1000;
+
+fn is_stuck(pulse: &Pulse) -> bool {
+    pulse.sync_age_ms >= STUCK_MS
 }
 
 /// Whether a log that ends at `last` lacks little of one that ends at `end` (T4).

@@ -197,27 +197,31 @@ pub(super) fn write_hard_state(row: &mut RowWriter, sequence: u64, hard: &HardSt
         },
         subject: hard.server.map(|server| server.to_string()).unwrap_or_default(),
         text: hard.servers.join(" "),
-        extra: format!("outstanding={} incarnations={incarnations}", outstanding.join("/")),
+        extra: format!(
+            "born={} outstanding={} incarnations={incarnations}",
+            hard.born.0,
+            outstanding.join("/")
+        ),
         ..Columns::default()
     };
     write_columns(row, sequence, "hard_state", &columns);
 }
 
 fn read_hard_state(fields: &Fields) -> Result<HardState, RowError> {
-    const EXTRA: &str = "outstanding=A/B incarnations=SERVER:INCARNATION/…";
+    const EXTRA: &str = "born=N outstanding=VIEW/… incarnations=SERVER:INCARNATION/…";
     let optional = |field: usize| (!fields.raw(field).is_empty()).then_some(fields.raw(field));
     let cluster = optional(4).map(|text| u64::from_str_radix(text, 16).map(ClusterId)).transpose();
-    let extra = fields.raw(9).strip_prefix("outstanding=").and_then(|rest| rest.split_once(" incarnations="));
-    let (outstanding, incarnations) = extra.ok_or_else(|| fields.error(9, EXTRA))?;
-    let outstanding: Result<Vec<ServerId>, _> = outstanding
-        .split('/')
-        .filter(|text| !text.is_empty())
-        .map(|text| text.parse().map(ServerId))
-        .collect();
+    let extra = fields.raw(9).strip_prefix("born=").and_then(|rest| rest.split_once(" outstanding="));
+    let (born, extra) = extra.ok_or_else(|| fields.error(9, EXTRA))?;
+    let (outstanding, incarnations) =
+        extra.split_once(" incarnations=").ok_or_else(|| fields.error(9, EXTRA))?;
+    let outstanding: Result<Vec<ViewNumber>, _> =
+        outstanding.split('/').filter(|text| !text.is_empty()).map(str::parse).collect();
     Ok(HardState {
         server: optional(7).map(|_| fields.value(7, "a server's number").map(ServerId)).transpose()?,
         cluster: cluster.map_err(|_| fields.error(4, "a cluster id of 16 hexadecimal digits"))?,
         incarnation: Incarnation(fields.value(5, "an incarnation")?),
+        born: Incarnation(born.parse().map_err(|_| fields.error(9, EXTRA))?),
         promised: fields.value(2, "a view as COUNTER.SERVER")?,
         outstanding: outstanding.map_err(|_| fields.error(9, EXTRA))?,
         standing: match fields.raw(6) {
@@ -297,8 +301,9 @@ mod tests {
                 server: Some(ServerId(3)),
                 cluster: Some(ClusterId(77)),
                 incarnation: Incarnation(4),
+                born: Incarnation(2),
                 promised: number,
-                outstanding: vec![ServerId(1), ServerId(2)],
+                outstanding: vec![number],
                 standing: Standing::Suspect,
                 incarnations: members.clone(),
                 servers: vec!["[::1]:1538".into(), "b:2".into()],

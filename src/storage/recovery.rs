@@ -16,9 +16,10 @@ use super::log_reader::LogReader;
 use super::record::{LIVE, note_view, write_hard_state};
 use super::scan::{Presence, Scan, Tail, log_files, scan};
 use crate::chat::State;
+use crate::chat::command::Operation;
 use crate::message::{Entry, HardState, Position, Recovered, Standing, View};
 use crate::row::RowWriter;
-use crate::types::{LogIndex, ServerId};
+use crate::types::{Incarnation, LogIndex, ServerId};
 
 /// How many entries lie between two reports of progress.
 const PROGRESS_ENTRIES: u64 = 500_000;
@@ -81,6 +82,7 @@ pub fn open_with<D: Disk>(
         state: chosen.state,
         applied: chosen.position,
         tail: Vec::new(),
+        closed: false,
         views: found.views.clone(),
         base: found.base,
         checkpoint: chosen.manifest.as_ref().map_or(LogIndex::ZERO, |manifest| manifest.position.index),
@@ -106,6 +108,8 @@ pub fn open_with<D: Disk>(
     }
     let reader = log.reader();
     replay(&reader, &mut recovered, commit, progress)?;
+    let (_, last) = reader.read(recovered.applied.index, recovered.applied.index)?;
+    recovered.closed = last.first().is_some_and(|entry| entry.operation == Operation::Closed);
     let checkpoints = Checkpoints::new(disk, chosen.kept);
     Ok(Opened { recovered, log, reader, checkpoints, notices })
 }
@@ -257,6 +261,8 @@ fn judge_standing<F>(found: &mut Scan<F>, notices: &mut Vec<String>) {
     let before = found.hard.standing;
     if found.lost_control {
         found.hard.standing = Standing::Partial;
+        // V6: what it may have forgotten, the start that follows can't know.
+        found.hard.born = Incarnation(found.hard.incarnation.0.saturating_add(1));
     } else if found.tail == Tail::Damaged && before == Standing::Whole {
         found.hard.standing = Standing::Suspect;
     }

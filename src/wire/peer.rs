@@ -28,7 +28,8 @@ const PULSE_FLAGS: u32 = 4;
 
 const REPORT_CONTINUOUS: u8 = 1;
 const REPORT_EMPTY: u8 = 2;
-const REPORT_FLAGS: u32 = 2;
+const REPORT_CLOSED: u8 = 4;
+const REPORT_FLAGS: u32 = 3;
 
 /// Appends a message.
 pub fn encode(out: &mut BytesMut, message: &PeerMessage) {
@@ -440,8 +441,9 @@ fn read_cluster(r: &mut Reader<'_>) -> Result<Option<ClusterId>, DecodeError> {
 
 fn put_report(out: &mut BytesMut, report: &Report) {
     out.put_u32(report.incarnation.0);
+    out.put_u32(report.born.0);
     put_view(out, report.promised);
-    put_servers(out, &report.outstanding);
+    put_list(out, &report.outstanding, |out, number| put_view(out, *number));
     put_whole_view(out, &report.installed);
     put_position(out, report.last);
     out.put_u8(match report.standing {
@@ -449,13 +451,18 @@ fn put_report(out: &mut BytesMut, report: &Report) {
         Standing::Suspect => 2,
         Standing::Partial => 3,
     });
-    out.put_u8(flag(report.continuous, REPORT_CONTINUOUS) | flag(report.empty, REPORT_EMPTY));
+    out.put_u8(
+        flag(report.continuous, REPORT_CONTINUOUS)
+            | flag(report.empty, REPORT_EMPTY)
+            | flag(report.closed, REPORT_CLOSED),
+    );
 }
 
 fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
     let incarnation = read_incarnation(r)?;
+    let born = read_incarnation(r)?;
     let promised = r.view("promised")?;
-    let outstanding = read_servers(r, "outstanding")?;
+    let outstanding = r.list("outstanding", VIEW_BYTES, |r| r.view("outstanding"))?;
     let installed = read_whole_view(r)?;
     let last = read_position(r, "last")?;
     let standing = r.choice("standing", "1 to 3", |number| match number {
@@ -467,6 +474,7 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
     let flags = r.flags("flags", REPORT_FLAGS)?;
     Ok(Report {
         incarnation,
+        born,
         promised,
         outstanding,
         installed,
@@ -474,5 +482,6 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
         standing,
         continuous: flags & REPORT_CONTINUOUS != 0,
         empty: flags & REPORT_EMPTY != 0,
+        closed: flags & REPORT_CLOSED != 0,
     })
 }

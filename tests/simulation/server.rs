@@ -106,7 +106,7 @@ pub(crate) struct Process {
 struct Sync {
     through: Option<WriteId>,
     repairs: usize,
-    installed: Vec<Box<Installed>>,
+    installed: Vec<CheckpointResult>,
     error: Option<String>,
 }
 
@@ -446,8 +446,7 @@ impl World {
             panic!("server {}: a write failed on a disk without faults: {error}", at + 1);
         }
         let mut events: Vec<_> = (0..sync.repairs).map(|_| Event::Repaired { error: None }).collect();
-        let installed = sync.installed.into_iter().map(CheckpointResult::Installed);
-        events.extend(installed.map(Event::CheckpointDone));
+        events.extend(sync.installed.into_iter().map(Event::CheckpointDone));
         events.extend(sync.through.map(|through| Event::Synced { through }));
         if events.is_empty() {
             self.start_disk_work(at);
@@ -587,7 +586,7 @@ fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>) -> S
             }
             LogJob::Restart(installed) => {
                 let result = log.restart_after(&installed);
-                sync.installed.push(installed);
+                sync.installed.push(CheckpointResult::Installed(installed));
                 result
             }
         };

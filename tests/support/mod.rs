@@ -175,13 +175,14 @@ impl Cluster {
         Self { directory, ports, servers: (0..size).map(|_| None).collect() }
     }
 
-    /// Three servers that are ready.
+    /// Three servers that are ready, all of them members.
     pub fn started() -> Self {
         let mut cluster = Self::new(3);
         for at in 0..3 {
             cluster.start(at);
         }
         cluster.wait_ready();
+        cluster.wait_members(3);
         cluster
     }
 
