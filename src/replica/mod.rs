@@ -642,10 +642,10 @@ impl Replica {
         let now = self.now;
         let peer = self.peers.get_mut(&from).expect("a configured server");
         let known = peer.incarnation;
-        if !peer.on_pulse(now, pulse.clone()) {
+        if !peer.on_pulse(now, pulse.clone(), pulse.view > self.view.number) {
             return debug!(%from, "ignored: a heartbeat of an earlier life");
         }
-        if pulse.incarnation > known {
+        if pulse.incarnation != known {
             self.note_incarnation(from, pulse.incarnation);
         }
         if pulse.known_incarnation > self.hard.incarnation {
@@ -684,19 +684,20 @@ impl Replica {
 
     /// V6: others know a later life of this server than its disk does. What the disk has lost, nobody can tell.
     fn on_restored_disk(&mut self, from: ServerId, known: Incarnation, teller_view: ViewNumber) {
+        let since_born = |member: Member| member.incarnation >= self.hard.born;
+        if teller_view < self.view.number && self.view.member(self.me).is_some_and(since_born) {
+            // This directory has caught up in a later view than the teller knows: what it knows is of an earlier one.
+            return debug!(%from, "ignored: what a server knows of an earlier directory");
+        }
         self.warn(format!(
             "server {from} knows start {} of this server, its own disk only start {}: the directory was wiped or \
              restored from a copy, so it counts for nothing until it has caught up",
             known.0, self.hard.incarnation.0
         ));
-        let current = self.view.exists() && self.membership_in(&self.view).1;
         self.hard.incarnation = Incarnation(known.0.saturating_add(1));
         self.whole_life = false;
-        // Who has caught up in a later view than the teller knows holds all that it should: only its number was low.
-        if !current || teller_view >= self.view.number {
-            self.hard.standing = Standing::Partial;
-            self.hard.born = self.hard.incarnation;
-        }
+        self.hard.standing = Standing::Partial;
+        self.hard.born = self.hard.incarnation;
         self.persist_hard();
         if !matches!(self.role, Role::Waiting | Role::Learner(_)) {
             self.become_waiting();

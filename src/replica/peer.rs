@@ -115,12 +115,13 @@ impl Peer {
         self.round_trip = self.round_trip.max(Some(begun));
     }
 
-    /// Takes in what it says of itself; false if the words are of an earlier life than one already known.
-    pub(super) fn on_pulse(&mut self, now: Instant, pulse: Pulse) -> bool {
-        if pulse.incarnation < self.incarnation {
+    /// Takes in what it says of itself; false if the words are of an earlier life than one already known. A lower number
+    /// is a later life all the same if it is said in a view `later` than the listener's: the directory was wiped.
+    pub(super) fn on_pulse(&mut self, now: Instant, pulse: Pulse, later: bool) -> bool {
+        if pulse.incarnation < self.incarnation && !later {
             return false;
         }
-        if pulse.incarnation > self.incarnation {
+        if pulse.incarnation != self.incarnation {
             // V11: a refused connection is void once the peer answers again; the old life ended no later than that.
             let ended = self.refused_since.take().or(self.refused_before).unwrap_or(now);
             let (incarnation, round_trip) = (self.incarnation, self.round_trip.take());

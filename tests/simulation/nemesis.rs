@@ -172,12 +172,14 @@ impl World {
     }
 
     /// Only a directory that holds nothing which the others lack is emptied: its server is down, and another one
-    /// serves a view without it. More would lose what nobody promises to keep.
+    /// serves the latest view, without it. More would lose what nobody promises to keep.
     fn maybe_wipe(&mut self, at: usize) {
         let down = self.servers[at].process.is_none() && self.servers[at].config.known_cluster.is_some();
+        let latest = self.checks.latest_view();
         let superseded = self.servers.iter().any(|server| {
             server.replica().is_some_and(|replica| {
                 replica.is_serving()
+                    && replica.installed_view().number == latest
                     && replica.installed_view().member(crate::server::server_id(at)).is_none()
             })
         });

@@ -37,6 +37,11 @@ impl Checks {
         self.digest.forget(at);
     }
 
+    /// The latest view that anyone was seen leading.
+    pub(crate) fn latest_view(&self) -> lastword::types::ViewNumber {
+        self.one_primary.latest()
+    }
+
     /// How many entries are known to be committed.
     pub(crate) fn committed(&self) -> u64 {
         self.committed.count()

@@ -10,6 +10,11 @@ use lastword::types::ViewNumber;
 pub(crate) struct OnePrimary(BTreeMap<ViewNumber, usize>);
 
 impl OnePrimary {
+    /// The latest view that anyone was seen leading.
+    pub(crate) fn latest(&self) -> ViewNumber {
+        self.0.keys().next_back().copied().unwrap_or_default()
+    }
+
     /// A server shows its status.
     pub(crate) fn check(&mut self, at: usize, status: &Status) {
         if status.role != "primary" {
