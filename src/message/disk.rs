@@ -94,7 +94,7 @@ pub enum ReadResult {
 }
 
 /// One step of a checkpoint. Steps are done in order, beside the log; each is answered by
-/// [`Event::CheckpointDone`].
+/// `Event::CheckpointDone`.
 #[derive(Debug)]
 pub enum CheckpointStep {
     /// Start writing the state as of `position`.

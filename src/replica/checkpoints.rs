@@ -15,6 +15,8 @@ use super::{Effect, Replica, Role};
 
 /// So long nothing must have been applied before a small state is written just so.
 const QUIET: Duration = Duration::from_secs(1);
+/// Most bytes of log kept for servers outside the view.
+const KEPT_FOR_ABSENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// So long after a learner last asked, the checkpoint it reads stays.
 const KEPT_FOR_LEARNER: Duration = Duration::from_secs(10);
 /// So many times over the log may outgrow the checkpoint that a learner reads.
@@ -47,6 +49,8 @@ pub(super) struct Checkpointing {
     emitted: bool,
     /// Steps given out and not yet answered, oldest first.
     steps: VecDeque<Step>,
+    /// How many bytes of entries were applied between the checkpoints since the log was last cut.
+    kept_bytes: u64,
     /// How many bytes of entries have been applied since the last one.
     log_bytes: u64,
     last_applied_at: Instant,
@@ -63,6 +67,7 @@ impl Checkpointing {
             writing: None,
             emitted: false,
             steps: VecDeque::new(),
+            kept_bytes: 0,
             log_bytes: 0,
             last_applied_at: now,
             wanted: false,
@@ -133,7 +138,8 @@ impl Replica {
         let Some(position) = self.log.position(index) else { return };
         self.state.begin_checkpoint();
         let job = &mut self.checkpointing;
-        (job.writing, job.emitted, job.wanted, job.log_bytes) = (Some(index), false, false, 0);
+        (job.writing, job.emitted, job.wanted) = (Some(index), false, false);
+        job.kept_bytes += std::mem::take(&mut job.log_bytes);
         let (views, digest) = (self.log.views_through(index), self.state.digest());
         self.give_step(CheckpointStep::Begin { position, views, digest });
     }
@@ -190,7 +196,11 @@ impl Replica {
         (job.older, job.newest) = (job.newest, index);
         // T3: only below the older of the two that stay.
         let through = job.older;
-        if through > self.log.disk_base.index {
+        // While a server is outside the view the log is kept for it: it fetches only what it missed (T1), and should
+        // it have gone on by itself, the rows that differ are still there to be moved aside (R2).
+        let absent = self.view.members.len() < self.configured.len();
+        if through > self.log.disk_base.index && (!absent || job.kept_bytes > KEPT_FOR_ABSENT_BYTES_MAX) {
+            job.kept_bytes = 0;
             self.effects.push_back(Effect::Cut { through });
         }
     }

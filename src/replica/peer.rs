@@ -35,6 +35,8 @@ pub(super) struct Peer {
     awaited: VecDeque<(u64, Instant)>,
     /// When the last heartbeat that was answered was begun.
     round_trip: Option<Instant>,
+    /// Since when it has said that it is about to stop.
+    leaving_since: Option<Instant>,
     /// As a learner: the end of its log when it last fetched, and when that was (T4).
     pub(super) fetched: Option<(LogIndex, Instant)>,
     /// As a slow member that was dropped: not before this may it come back, and how often it was dropped (N9).
@@ -67,6 +69,7 @@ impl Peer {
             pulse: None,
             awaited: VecDeque::new(),
             round_trip: None,
+            leaving_since: None,
             fetched: None,
             banned: None,
             slow_since: None,
@@ -128,11 +131,20 @@ impl Peer {
             self.last_life = Some(PastLife { incarnation, round_trip, ended });
             self.incarnation = pulse.incarnation;
             self.awaited.clear();
+            self.leaving_since = None;
             self.fetched = None;
         }
         self.refused_before = None;
+        if pulse.leaving {
+            self.leaving_since.get_or_insert(now);
+        }
         self.pulse = Some(pulse);
         true
+    }
+
+    /// Whether it has been about to stop for so long that whoever wants to stop with it has said so too.
+    pub(super) fn leaves(&self, now: Instant) -> bool {
+        self.leaving_since.is_some_and(|since| now.since(since) >= super::stop::LEAVERS_COLLECTED)
     }
 
     /// Whether a fresh connect was refused (V11).

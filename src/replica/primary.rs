@@ -240,7 +240,7 @@ impl Replica {
     }
 
     fn leavers(&self) -> Vec<ServerId> {
-        let leaving = |id: &ServerId| self.peers[id].pulse.as_ref().is_some_and(|pulse| pulse.leaving);
+        let leaving = |id: &ServerId| self.peers[id].leaves(self.now);
         self.peers.keys().copied().filter(|id| self.view.member(*id).is_some() && leaving(id)).collect()
     }
 

@@ -11,7 +11,7 @@ use crate::types::{Member, WriteId};
 use super::{Exit, Held, Replica, Role};
 
 /// So long a primary collects who else leaves.
-const LEAVERS_COLLECTED: Duration = Duration::from_millis(200);
+pub(super) const LEAVERS_COLLECTED: Duration = Duration::from_millis(200);
 /// So long a server waits for the others to close the log, or to go on without it.
 const OTHERS_AWAITED: Duration = Duration::from_secs(2);
 /// Left for the shell to end the process within [`ORDERLY_STOP_MAX`].

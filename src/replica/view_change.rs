@@ -87,7 +87,8 @@ impl Replica {
     /// The primary's life is over, or it is about to stop, or its disk is stuck (N9).
     fn leads_no_more(&self, primary: ServerId) -> bool {
         self.view.member(primary).is_some_and(|member| self.is_gone(member))
-            || self.peers[&primary].pulse.as_ref().is_some_and(|pulse| pulse.leaving || is_stuck(pulse))
+            || self.peers[&primary].leaves(self.now)
+            || self.peers[&primary].pulse.as_ref().is_some_and(is_stuck)
     }
 
     /// V12: whoever has promised a number lets that candidate finish for a while, if it lives.
