@@ -568,7 +568,8 @@ impl Replica {
         self.lead_new_view(View { number, members }, was_primary);
     }
 
-    /// Persists the view here and has every member do so (V7, V8).
+    /// Persists the view here, and when it is on disk has every member do so (V7, V8). Not before: after a crash this
+    /// server must know of every view that others may have installed because of it, or it could lead without them.
     pub(super) fn lead_new_view(&mut self, view: View, was_primary: bool) {
         let number = view.number;
         let id = self.write_view(view);
@@ -577,14 +578,14 @@ impl Replica {
         let phase = Phase::Installing { start, acked: BTreeSet::new() };
         let dropping = Vec::new();
         self.become_role(Role::Candidate(Candidate { number, was_primary, dropping, since, phase }));
-        if !self.creating {
-            self.repeat_new_view(None);
-        }
     }
 
     fn repeat_new_view(&mut self, only: Option<ServerId>) {
         let Role::Candidate(candidate) = &self.role else { return };
         let Phase::Installing { start, acked } = &candidate.phase else { return };
+        if !acked.contains(&self.me) {
+            return;
+        }
         let message = PeerMessage::NewView {
             cluster: self.hard.cluster.expect("a leader belongs to a cluster"),
             view: self.view.clone(),
@@ -658,8 +659,15 @@ impl Replica {
         if candidate.number != number {
             return;
         }
-        acked.insert(member);
+        let first = acked.insert(member) && member == self.me;
         let start = *start;
+        if first {
+            candidate.since = self.now;
+            self.repeat_new_view(None);
+        }
+        let Role::Candidate(Candidate { phase: Phase::Installing { acked, .. }, .. }) = &self.role else {
+            return;
+        };
         if self.view.members.iter().all(|member| acked.contains(&member.server)) {
             self.become_primary(start);
         }

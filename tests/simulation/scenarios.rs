@@ -425,6 +425,36 @@ fn a_server_cut_off_for_two_seconds_comes_back_and_nothing_is_lost() {
     }
 }
 
+/// The leader of a view that others install because of it must know of that view after a crash: it has persisted it
+/// before it told them. Otherwise it would lead alone from the view before, in which it was alone.
+#[test]
+fn leader_killed_while_its_view_is_installed_does_not_lead_alone_afterwards() {
+    let mut told = 0;
+    for step in 0..160 {
+        let mut world = new_world(step % 4);
+        for at in 0..3 {
+            world.start(at);
+        }
+        let first = await_leader(&mut world);
+        // Somewhere in here it takes the others in, and its own disk is the last to have the new view.
+        world.servers[first].disk_slowness = 40;
+        world.run_for(Duration::from_millis(80 + step));
+        world.crash(first, Death::Kill);
+        let others_lead = |world: &mut World| leader(world).is_some_and(|at| at != first);
+        if world.run_until(Duration::from_secs(5), others_lead) {
+            told += 1;
+            for at in (0..3).filter(|at| *at != first) {
+                world.crash(at, Death::Kill);
+            }
+            world.start(first);
+            let leads = |world: &mut World| leader(world).is_some();
+            assert!(!world.run_until(Duration::from_secs(5), leads), "{}", describe(&world));
+        }
+        heal_and_check(&mut world);
+    }
+    assert!(told > 0, "no view outlived its leader: the crash came too early each time");
+}
+
 /// All three servers stopped in order, after a message.
 fn stopped_world(seed: u64) -> World {
     let mut world = running_world(seed);
