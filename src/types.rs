@@ -155,12 +155,26 @@ impl fmt::Display for RequestNumber {
 }
 
 /// Names one request for ever: `CLIENT16HEX-NUMBER`. What a request creates is named after it (R5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
     /// Who asked.
     pub client: ClientId,
     /// Which of its requests.
     pub number: RequestNumber,
+}
+
+impl Ord for RequestId {
+    /// By client, then by number; as one comparison, since ordered maps by id do little else.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |id: &Self| u128::from(id.client.0) << 64 | u128::from(id.number.0);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for RequestId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl fmt::Display for RequestId {
@@ -174,16 +188,23 @@ impl FromStr for RequestId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "expected an id of the form CLIENT16HEX-NUMBER";
-        let (client, number) = text.split_once('-').ok_or(EXPECTED)?;
-        if client.len() != 16 || !client.bytes().all(|b| b.is_ascii_hexdigit()) {
+        // A log row has three of these: no pass over the text more than there must be.
+        let (client, rest) = text.as_bytes().split_at_checked(16).ok_or(EXPECTED)?;
+        let (dash, number) = rest.split_first().ok_or(EXPECTED)?;
+        if *dash != b'-' || number.is_empty() {
             return Err(EXPECTED);
         }
-        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(EXPECTED);
-        }
+        let hex = |id: u64, digit: &u8| -> Result<u64, Self::Err> {
+            let value = char::from(*digit).to_digit(16).ok_or(EXPECTED)?;
+            Ok(id << 4 | u64::from(value))
+        };
+        let decimal = |number: u64, digit: &u8| -> Result<u64, Self::Err> {
+            let value = digit.checked_sub(b'0').filter(|value| *value < 10).ok_or(EXPECTED)?;
+            number.checked_mul(10).and_then(|tens| tens.checked_add(u64::from(value))).ok_or(EXPECTED)
+        };
         Ok(Self {
-            client: ClientId(u64::from_str_radix(client, 16).map_err(|_| EXPECTED)?),
-            number: RequestNumber(number.parse().map_err(|_| EXPECTED)?),
+            client: ClientId(client.iter().try_fold(0, hex)?),
+            number: RequestNumber(number.iter().try_fold(0, decimal)?),
         })
     }
 }

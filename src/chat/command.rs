@@ -278,12 +278,12 @@ impl Operation {
             row.encoded(b"");
             return;
         };
-        row.plain(request);
+        row.id(*request);
         row.number(acknowledged.0);
         if account.0 == *request {
             row.encoded(b""); // A new account is named after the request that stands two fields before.
         } else {
-            row.plain(account);
+            row.id(account.0);
         }
         match command {
             Command::Register { name, password, token } => {
@@ -312,7 +312,7 @@ impl Operation {
                 row.encoded(b"");
             }
             Command::Send { to, text } => {
-                row.plain(to);
+                row.id(to.0);
                 row.text(text);
                 row.encoded(b"");
             }

@@ -23,10 +23,10 @@ impl Reply {
 
     /// Appends three fields: keyword, subject (an id or the reason of a refusal) and value (a count or a time).
     pub fn write_fields(&self, row: &mut RowWriter) {
-        row.plain(self.keyword());
+        row.encoded(self.keyword().as_bytes());
         match self {
-            Self::Registered { account } | Self::LoggedIn { account, .. } => row.plain(account),
-            Self::Sent { message, .. } => row.plain(message),
+            Self::Registered { account } | Self::LoggedIn { account, .. } => row.id(account.0),
+            Self::Sent { message, .. } => row.id(message.0),
             Self::Refused(refusal) => row.plain(refusal.keyword()),
             _ => row.encoded(b""),
         }

@@ -38,7 +38,7 @@ impl Entry {
         previous_chain: u32,
     ) -> Self {
         let mut row = RowWriter::new();
-        row.plain(operation.kind());
+        row.encoded(operation.kind().as_bytes());
         row.number(index.0);
         row.plain(view);
         row.number(unix_ms);

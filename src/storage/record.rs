@@ -117,7 +117,7 @@ impl Line<'_> {
 pub(super) fn write_entry(row: &mut RowWriter, sequence: u64, entry: &Entry) {
     row.number(sequence);
     row.encoded(&entry.bytes);
-    row.plain(format_args!("{:08x}", entry.chain));
+    row.checksum(entry.chain);
     row.end();
 }
 
