@@ -45,17 +45,15 @@ impl State {
     /// Carries out a command unless its session knows it already (N2), and records its reply there.
     fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let ClientCommand { request, account, .. } = entered;
-        if self.sessions.belongs(request.client, *account) {
-            match self.sessions.known(*request) {
-                Known::Applied(reply) => return reply,
-                Known::Forgotten => return Reply::Refused(Refusal::SessionExpired),
-                Known::New => {}
-            }
+        let session = self.sessions.session(request.client).filter(|session| session.account == *account);
+        match session.map(|session| self.sessions.known_in(session, *request)) {
+            Some(Known::Applied(reply)) => return reply,
+            Some(Known::Forgotten) => return Reply::Refused(Refusal::SessionExpired),
+            Some(Known::New) | None => {}
         }
-        let reply = self.carry_out(stamp, entered, outcome).unwrap_or_else(Reply::Refused);
-        if self.sessions.belongs(request.client, *account) {
-            self.sessions.record(*request, entered.acknowledged, stamp.unix_ms, &reply);
-        }
+        let has_session = session.is_some();
+        let reply = self.carry_out(stamp, entered, has_session, outcome).unwrap_or_else(Reply::Refused);
+        self.sessions.maybe_record(*request, *account, entered.acknowledged, stamp.unix_ms, &reply);
         reply
     }
 
@@ -63,6 +61,7 @@ impl State {
         &mut self,
         stamp: Stamp,
         entered: &ClientCommand,
+        has_session: bool,
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
         let (request, account) = (entered.request, entered.account);
@@ -75,7 +74,7 @@ impl State {
             }
             _ => {}
         }
-        if !self.sessions.belongs(request.client, account) {
+        if !has_session {
             return Err(Refusal::SessionExpired);
         }
         match &entered.command {

@@ -10,12 +10,19 @@ use crate::types::{AccountId, ClientId, RequestId, RequestNumber};
 
 const SESSION_ROW_BYTES: u64 = 150;
 const REPLY_ROW_BYTES: u64 = 70;
+/// Up to so many replies are looked up by their numbers; more are looked for.
+const FORGOTTEN_ONE_BY_ONE_MAX: u64 = 4;
+
+fn minute(unix_ms: u64) -> u64 {
+    unix_ms / 60_000
+}
 
 /// All sessions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sessions {
     pub(super) sessions: SnapshotTable<ClientId, Session>,
     pub(super) replies: SnapshotTable<RequestId, Reply>,
+    /// By the minute of the last use: a session in use moves once a minute, not with every command.
     by_last_use: BTreeSet<(u64, ClientId)>,
     by_account: BTreeSet<(AccountId, ClientId)>,
 }
@@ -26,14 +33,13 @@ impl Sessions {
         self.sessions.row(client)
     }
 
-    /// Whether a client has a session of this account.
-    pub(super) fn belongs(&self, client: ClientId, account: AccountId) -> bool {
-        self.session(client).is_some_and(|session| session.account == account)
-    }
-
     /// What is known of a request.
     pub(super) fn known(&self, request: RequestId) -> Known {
-        let Some(session) = self.session(request.client) else { return Known::New };
+        self.session(request.client).map_or(Known::New, |session| self.known_in(session, request))
+    }
+
+    /// What is known of a request in the session of its client.
+    pub(super) fn known_in(&self, session: &Session, request: RequestId) -> Known {
         match self.replies.row(request) {
             Some(reply) => Known::Applied(reply.clone()),
             None if request.number.is_chosen_by_client() && request.number <= session.acknowledged => {
@@ -45,7 +51,8 @@ impl Sessions {
 
     /// Whether a session has not been used since before this time.
     pub(super) fn has_unused_since(&self, unix_ms: u64) -> bool {
-        self.by_last_use.first().is_some_and(|(last_used, _)| *last_used < unix_ms)
+        let through = (minute(unix_ms), ClientId(u64::MAX));
+        self.by_last_use.range(..=through).any(|(_, client)| self.last_use(*client) < unix_ms)
     }
 
     /// Roughly how many bytes sessions and replies take in a checkpoint.
@@ -55,7 +62,7 @@ impl Sessions {
 
     /// Adds a session of a client that has none.
     pub(super) fn add(&mut self, client: ClientId, session: Session) {
-        self.by_last_use.insert((session.last_used_unix_ms, client));
+        self.by_last_use.insert((minute(session.last_used_unix_ms), client));
         self.by_account.insert((session.account, client));
         let earlier = self.sessions.insert(client, session);
         assert_eq!(earlier, None, "client {client} has two sessions");
@@ -102,7 +109,7 @@ impl Sessions {
     /// Ends a session and forgets its replies.
     pub(super) fn end(&mut self, client: ClientId, ended: &mut Vec<ClientId>) {
         let session = self.sessions.remove(client).expect("only a session that exists ends");
-        self.by_last_use.remove(&(session.last_used_unix_ms, client));
+        self.by_last_use.remove(&(minute(session.last_used_unix_ms), client));
         self.by_account.remove(&(session.account, client));
         self.forget_replies(client, RequestNumber(u64::MAX));
         ended.push(client);
@@ -118,38 +125,48 @@ impl Sessions {
 
     /// Ends the sessions that were last used before this time, the longest unused first (X2).
     pub(super) fn end_unused_since(&mut self, unix_ms: u64, ended: &mut Vec<ClientId>) {
-        while let Some((last_used, client)) = self.by_last_use.first().copied() {
-            if last_used >= unix_ms {
-                break;
-            }
+        let through = (minute(unix_ms), ClientId(u64::MAX));
+        let unused = self.by_last_use.range(..=through).map(|(_, client)| (self.last_use(*client), *client));
+        let mut unused: Vec<_> = unused.filter(|(last_used, _)| *last_used < unix_ms).collect();
+        unused.sort_unstable();
+        for (_, client) in unused {
             self.end(client, ended);
         }
     }
 
-    /// Stores the reply to a request of an existing session and forgets those that the client has, or that are
-    /// [`REQUEST_WINDOW`] behind.
-    pub(super) fn record(
+    /// If the client has a session of this account, stores the reply to its request there and forgets those that the
+    /// client has, or that are [`REQUEST_WINDOW`] behind.
+    pub(super) fn maybe_record(
         &mut self,
         request: RequestId,
+        account: AccountId,
         acknowledged: RequestNumber,
         unix_ms: u64,
         reply: &Reply,
     ) {
-        let session = self.sessions.row_mut(request.client).expect("the session was checked to exist");
+        let session = self.sessions.row_mut(request.client).filter(|session| session.account == account);
+        let Some(session) = session else { return };
+        let before = session.acknowledged;
         let mut through = session.acknowledged.max(acknowledged);
         if request.number.is_chosen_by_client() {
             through = through.max(RequestNumber(request.number.0.saturating_sub(REQUEST_WINDOW)));
             self.replies.insert(request, reply.clone());
         }
-        if through > session.acknowledged {
-            session.acknowledged = through;
-        }
+        session.acknowledged = through;
         if unix_ms > session.last_used_unix_ms {
-            self.by_last_use.remove(&(session.last_used_unix_ms, request.client));
-            self.by_last_use.insert((unix_ms, request.client));
+            if minute(unix_ms) > minute(session.last_used_unix_ms) {
+                self.by_last_use.remove(&(minute(session.last_used_unix_ms), request.client));
+                self.by_last_use.insert((minute(unix_ms), request.client));
+            }
             session.last_used_unix_ms = unix_ms;
         }
-        self.forget_replies(request.client, through);
+        if through.0 - before.0 <= FORGOTTEN_ONE_BY_ONE_MAX {
+            for number in before.0 + 1..=through.0 {
+                self.replies.remove(RequestId { client: request.client, number: RequestNumber(number) });
+            }
+        } else {
+            self.forget_replies(request.client, through);
+        }
     }
 
     fn forget_replies(&mut self, client: ClientId, through: RequestNumber) {
@@ -166,7 +183,7 @@ impl Sessions {
             if !exists(session.account) {
                 return Err(format!("session {client} has no account"));
             }
-            if !self.by_last_use.contains(&(session.last_used_unix_ms, client))
+            if !self.by_last_use.contains(&(minute(session.last_used_unix_ms), client))
                 || !self.by_account.contains(&(session.account, client))
             {
                 return Err(format!("session {client} can't be found"));
