@@ -329,8 +329,8 @@ impl Replica {
             server: address(self.me),
             role: match self.role {
                 Role::Primary(_) => "primary",
-                Role::Backup => "backup",
-                Role::Learner(_) => "learner",
+                Role::Backup if self.awaits().is_none() => "backup",
+                Role::Learner(_) if self.awaits().is_none() => "learner",
                 _ => "waiting",
             }
             .to_owned(),
@@ -352,11 +352,17 @@ impl Replica {
         if let Some(note) = self.repairing.note() {
             return note;
         }
-        match (&self.awaited, &self.role) {
-            (Some(awaited), Role::Waiting) => self.describe_awaited(awaited),
-            _ if self.disk_low => "the disk is nearly full".to_owned(),
-            _ => String::new(),
+        match self.awaits() {
+            Some(awaited) => self.describe_awaited(awaited),
+            None if self.disk_low => "the disk is nearly full".to_owned(),
+            None => String::new(),
         }
+    }
+
+    /// For whom this server waits: nobody leads, and it has found that it must not either.
+    fn awaits(&self) -> Option<&authority::Awaited> {
+        let leaderless = matches!(self.role, Role::Waiting) || self.suspected_since.is_some();
+        self.awaited.as_ref().filter(|_| leaderless)
     }
 
     // -- Running ------------------------------------------------------------------------------------------------
