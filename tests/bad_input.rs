@@ -174,6 +174,21 @@ fn random_bytes_end_their_own_connection_and_memory_stays_flat() {
 }
 
 #[test]
+fn strangers_that_greet_like_servers_are_refused_and_logged_once() {
+    let mut cluster = Cluster::single();
+    for version in 2_u16..30 {
+        let mut client = Client::connect(cluster.ports[0]).unwrap();
+        let body = [&version.to_be_bytes()[..], &[2, 1], &[7; 32]].concat();
+        client.write(&frame(opcode::PEER_HELLO, 0, &body)).unwrap();
+        assert_eq!(client.frame().unwrap().expect("it says why").opcode, opcode::PEER_REFUSED);
+    }
+    wait_for("the refusal is logged", || cluster.server(0).err.contains("speaks version").then_some(()));
+    let lines = cluster.server(0).err.all();
+    let complaints = lines.iter().filter(|line| line.contains("speaks version")).count();
+    assert_eq!(complaints, 1, "whatever numbers they draw:\n{}", lines.join("\n"));
+}
+
+#[test]
 fn a_client_that_never_reads_is_closed_and_memory_stays_bounded() {
     let mut cluster = Cluster::single();
     let mut client = Client::connect(cluster.ports[0]).unwrap();

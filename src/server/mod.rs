@@ -123,7 +123,7 @@ struct Shell {
     links: AtomicU64,
     open_connections: AtomicUsize,
     connections_max: usize,
-    /// When each complaint was last said.
+    /// When each complaint was last said: about whom, and what kind of complaint.
     complaints: Mutex<HashMap<(ServerId, String), SystemInstant>>,
     /// Ends every task that serves a connection.
     ended: CancellationToken,
@@ -159,13 +159,14 @@ impl Shell {
         self.links.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Says what is wrong with a peer, the same thing at most once a minute.
-    fn complain(&self, about: ServerId, complaint: &str) {
+    /// Says what is wrong with a peer, one complaint of a kind at most once a minute: its words may hold numbers that
+    /// whoever connects draws at random.
+    fn complain(&self, about: ServerId, kind: &str, complaint: &str) {
         let now = SystemInstant::now();
         let mut said = self.complaints.lock().expect("remembering a complaint doesn't panic");
         said.retain(|_, at| now.duration_since(*at) < COMPLAINT_INTERVAL);
-        if said.len() < COMPLAINTS_MAX && !said.contains_key(&(about, complaint.to_owned())) {
-            said.insert((about, complaint.to_owned()), now);
+        if said.len() < COMPLAINTS_MAX && !said.contains_key(&(about, kind.to_owned())) {
+            said.insert((about, kind.to_owned()), now);
             warn!("{complaint}");
         }
     }

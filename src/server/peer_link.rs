@@ -2,6 +2,7 @@
 //! comes on the link that the other has opened.
 
 use std::io;
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::wire::peer;
 const OUTGOING_PEER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long to wait between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long to wait after a connection that ended during the handshake, at first; each time twice as long, up to [`RETRY`].
+const RETRY_SOON: Duration = Duration::from_millis(1);
 /// How long to wait after a handshake has failed: keys and lists don't change by themselves.
 const RETRY_REFUSED: Duration = Duration::from_secs(1);
 /// The system gives a connection up when sent bytes stay unacknowledged for so long.
@@ -39,6 +42,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A link between proven servers may be silent: whether the peer lives is the core's question.
 const SILENCE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+const _: () = assert!(RETRY_SOON.as_millis() < RETRY.as_millis());
 const _: () = assert!(USER_TIMEOUT.as_millis() > SUSPICION.as_millis());
 const _: () = assert!(OUTGOING_PEER_BYTES_MAX >= 2 * FRAME_PEER_BYTES_MAX);
 
@@ -70,42 +74,57 @@ pub(super) async fn keep_connected(shell: Arc<Shell>, peer: ServerId) {
     ended.run_until_cancelled(connect_again_and_again(&shell, peer)).await;
 }
 
+/// When the next attempt to connect makes sense.
+enum Again {
+    /// A link had stood: a fresh connect tells a crash from a mere close (V11).
+    AtOnce,
+    /// The connection ended during the handshake. A process that dies closes its connections one after the other: it
+    /// may have closed the link already and its listening socket not yet, and the next attempt tells.
+    Soon,
+    /// Nobody listens, answers, or agrees.
+    After(Duration),
+}
+
 async fn connect_again_and_again(shell: &Shell, peer: ServerId) {
     let address = shell.address_of(peer);
+    let mut soon = RETRY_SOON;
     loop {
-        let wait = match connect(address).await {
+        let again = match connect(address).await {
             Ok(stream) => open_and_run(shell, peer, stream).await,
             Err(state) => {
                 shell.tell_peer(peer, PeerInput::NotConnected(state)).await;
-                Some(RETRY)
+                Again::After(RETRY)
             }
         };
-        // After a link that had stood the next attempt is made at once: it tells a crash from a mere close (V11).
-        if let Some(wait) = wait {
-            sleep(wait.mul_f64(rand::random_range(0.75..1.25))).await;
+        match again {
+            Again::AtOnce => soon = RETRY_SOON,
+            Again::Soon => {
+                sleep(soon).await;
+                soon = (soon * 2).min(RETRY);
+            }
+            Again::After(wait) => sleep(wait.mul_f64(rand::random_range(0.75..1.25))).await,
         }
     }
 }
 
-/// Proves itself and sends until the link ends. Gives how long to wait before the next attempt.
-async fn open_and_run(shell: &Shell, peer: ServerId, stream: TcpStream) -> Option<Duration> {
+/// Proves itself and sends until the link ends. Says when the next attempt makes sense.
+async fn open_and_run(shell: &Shell, peer: ServerId, stream: TcpStream) -> Again {
     let _ = stream.set_nodelay(true);
     set_user_timeout(&stream);
     let (reading, mut writing) = stream.into_split();
     let mut reader = FrameReader::new(reading, FRAME_BEFORE_LOGIN_BYTES_MAX);
     match timeout(SUSPICION, initiate(shell, peer, &mut reader, &mut writing)).await {
         Ok(Ok(())) => {}
-        Ok(Err(failure)) => {
-            if let Failure::Handshake(error) = failure {
-                shell.complain(peer, &format!("server {peer} at {}: {error}", shell.name_of(peer)));
-                return Some(RETRY_REFUSED);
-            }
-            return Some(RETRY);
+        Ok(Err(Failure::Handshake(error))) => {
+            let kind = format!("to it: {:?}", discriminant(&error));
+            shell.complain(peer, &kind, &format!("server {peer} at {}: {error}", shell.name_of(peer)));
+            return Again::After(RETRY_REFUSED);
         }
+        Ok(Err(Failure::Connection)) => return Again::Soon,
         // The system took the connection, and no process answers: stopped, or stuck.
         Err(_) => {
             shell.tell_peer(peer, PeerInput::NotConnected(LinkState::Silent)).await;
-            return Some(RETRY);
+            return Again::After(RETRY);
         }
     }
     let outgoing = Arc::new(Outgoing::new(OUTGOING_PEER_BYTES_MAX));
@@ -118,7 +137,7 @@ async fn open_and_run(shell: &Shell, peer: ServerId, stream: TcpStream) -> Optio
         () = outgoing.closed() => {}
     }
     shell.tell_peer(peer, PeerInput::OutgoingDown(outgoing)).await;
-    None
+    Again::AtOnce
 }
 
 /// Why a handshake came to nothing.
@@ -185,7 +204,9 @@ pub(super) async fn accept(
         Ok(Err((claimed, Failure::Handshake(error)))) => {
             let who = claimed.map_or_else(String::new, |peer| format!(", which says it is server {peer},"));
             let complaint = format!("a server at {}{who} was refused: {error}", address.ip());
-            shell.complain(claimed.unwrap_or(ServerId(0)), &complaint);
+            let kind = format!("from {}: {:?}", address.ip(), discriminant(&error));
+            let about = claimed.filter(|peer| shell.knows(*peer)).unwrap_or(ServerId(0));
+            shell.complain(about, &kind, &complaint);
             if writing.write_all(&error.frame()).await.is_ok() && writing.shutdown().await.is_ok() {
                 let _ = timeout(SUSPICION, super::client_link::throw_away(&mut reader)).await;
             }
