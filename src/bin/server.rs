@@ -1,6 +1,6 @@
 //! The `server` command: reads its arguments, runs a server, and says by its exit code how that ended.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use lastword::replica::FirstRole;
 use lastword::server::cluster::{ClusterError, find_self, find_servers, split_address};
 use lastword::server::key::{KEY_FILE, create};
-use lastword::server::{Failure, Options, limits, run};
+use lastword::server::{Failure, Options, PREDECESSOR_ENDS, limits, run};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -202,10 +202,21 @@ fn warn_of_listening(listen: IpAddr, own_address: &str) {
     }
 }
 
+async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    let given_up = tokio::time::Instant::now() + PREDECESSOR_ENDS;
+    loop {
+        match TcpListener::bind(listen).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tokio::time::Instant::now() < given_up => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 async fn serve_until_stopped(options: Options, listen: SocketAddr) -> Result<(), Failure> {
-    let listener = TcpListener::bind(listen).await;
     let listener =
-        listener.map_err(|error| Failure::Refused(format!("can't listen on {listen}: {error}")))?;
+        bind(listen).await.map_err(|error| Failure::Refused(format!("can't listen on {listen}: {error}")))?;
     let address = options.servers[usize::from(options.me.0) - 1].clone();
     info!(
         "server {} of {}: {address}, data in {}",

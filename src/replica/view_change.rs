@@ -849,7 +849,7 @@ impl Replica {
         self.whole_life = false;
         self.awaited = None;
         self.become_role(Role::Learner(Learner::new(leader, view, self.now)));
-        self.say(format!("follows server {leader}, which leads view {view}, as a learner"));
+        self.say(format!("catches up with server {leader}, which leads view {view}"));
         self.send_fetch(leader, view);
     }
 }

@@ -45,6 +45,8 @@ use crate::storage::{self, Opened, OsDisk, StorageError};
 use crate::time::Instant;
 use crate::types::{ClusterId, ConnectionId, ServerId};
 
+/// A process that was killed a moment ago may hold its port and its directory for so long, while the system ends it.
+pub const PREDECESSOR_ENDS: Duration = Duration::from_secs(1);
 /// A complaint about the same thing is repeated after so long at the earliest.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Most complaints that are remembered, so that whoever draws new ones can't fill the memory.
@@ -200,7 +202,7 @@ pub async fn run(
     };
     let key = read_key(&life.key_path)?;
     let data = life.options.data.clone();
-    let disk = OsDisk::open(&data)?;
+    let disk = lock_directory(&data).await?;
     loop {
         match life.recover_and_serve(&disk, key).await? {
             Exit::Stopped => return Ok(()),
@@ -308,6 +310,18 @@ fn read_key(path: &Path) -> Result<ClusterKey, Failure> {
         warn!("{warning}");
     }
     Ok(loaded.key)
+}
+
+async fn lock_directory(data: &Path) -> Result<OsDisk, Failure> {
+    let begun = SystemInstant::now();
+    loop {
+        match OsDisk::open(data) {
+            Err(StorageError::InUse { .. }) if begun.elapsed() < PREDECESSOR_ENDS => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 fn open_disk(disk: OsDisk, options: &Options) -> Result<Opened<OsDisk>, Failure> {
