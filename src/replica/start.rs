@@ -101,8 +101,9 @@ impl Replica {
     /// (V7: clears `outstanding`).
     pub(super) fn write_view(&mut self, view: View) -> crate::types::WriteId {
         self.flush_batch();
+        // A leader is made continuous by its view becoming active, not by having written it (V2, V8).
+        self.whole_life = view.primary() != self.me || self.is_continuous();
         self.view = view.clone();
-        self.whole_life = true;
         self.hard.promised = self.hard.promised.max(view.number);
         self.hard.outstanding.clear();
         self.hard.standing = Standing::Whole;

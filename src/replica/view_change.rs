@@ -228,8 +228,9 @@ impl Replica {
         let Some(pre_vote) = &self.pre_vote else { return };
         let mut reports = pre_vote.reports.clone();
         let timed_out = self.now.since(pre_vote.begun) >= SUSPICION;
-        reports.insert(self.me, self.report());
         let dead = self.dead_for_ballot();
+        reports.retain(|server, _| !dead.contains(server));
+        reports.insert(self.me, self.report());
         let complete = self.configured.iter().all(|id| reports.contains_key(id) || dead.contains(id));
         match self.decide(&reports, &dead) {
             // Whoever leads holds the last view: what its log lacks of the longest is fetched first (V4).
@@ -404,15 +405,10 @@ impl Replica {
     pub(super) fn on_promise(&mut self, from: ServerId, number: ViewNumber, report: Report) {
         let (view, member) = self.membership_in(&report.installed);
         self.notice_dropped(view, member);
-        let continuous = self.whole_life;
-        let me = self.me;
         let Role::Candidate(candidate) = &mut self.role else { return };
         let Phase::Collecting { reports } = &mut candidate.phase else { return };
         if candidate.number == number {
             reports.insert(from, report);
-            if let Some(own) = reports.get_mut(&me) {
-                own.continuous &= continuous;
-            }
         }
     }
 
@@ -461,9 +457,16 @@ impl Replica {
                 }
             }
             Phase::Collecting { reports } => {
-                let (reports, dropping) = (reports.clone(), candidate.dropping.clone());
+                let (mut reports, dropping) = (reports.clone(), candidate.dropping.clone());
                 let timed_out = now.since(candidate.since) >= SUSPICION * 2;
                 let dead = self.dead_for_ballot();
+                // Who has died since may have promised and done more than it had answered; and so may others have
+                // without this server, if it was not in touch with all of them until their end (V2).
+                reports.retain(|server, _| !dead.contains(server));
+                let continuous = self.is_continuous();
+                if let Some(own) = reports.get_mut(&self.me) {
+                    own.continuous = continuous;
+                }
                 match self.decide(&reports, &dead) {
                     Ok(formation) => self.on_formation(reports, formation),
                     Err(_) if !timed_out => {}

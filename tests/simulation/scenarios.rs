@@ -455,6 +455,33 @@ fn leader_killed_while_its_view_is_installed_does_not_lead_alone_afterwards() {
     assert!(told > 0, "no view outlived its leader: the crash came too early each time");
 }
 
+/// A primary was paused until the others gave it up, woke, and had a promise of one of them before that one went on
+/// with the other. When both die, that promise tells nothing any more: they may have acknowledged without it.
+#[test]
+fn woken_primary_does_not_lead_on_a_promise_that_was_overtaken() {
+    let mut overtaken = 0;
+    for step in 0..120 {
+        let mut world = running_world(step % 5);
+        let old = await_leader(&mut world);
+        world.pause(old);
+        world.run_for(Duration::from_millis(440 + step));
+        world.resume(old);
+        world.run_for(Duration::from_micros(2_000 + 300 * (step % 40)));
+        let others: Vec<usize> = (0..3).filter(|at| *at != old).collect();
+        let went_on = leader(&world).is_some_and(|at| at != old);
+        for at in others {
+            world.crash(at, Death::Kill);
+        }
+        if went_on {
+            overtaken += 1;
+            let leads = |world: &mut World| leader(world).is_some();
+            assert!(!world.run_until(Duration::from_secs(5), leads), "step {step}: {}", describe(&world));
+        }
+        heal_and_check(&mut world);
+    }
+    assert!(overtaken > 0, "the others never went on without the paused primary");
+}
+
 /// All three servers stopped in order, after a message.
 fn stopped_world(seed: u64) -> World {
     let mut world = running_world(seed);
