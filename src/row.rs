@@ -14,6 +14,9 @@ use crate::types::RequestId;
 /// How many bytes the checksum takes at the end of a row, its comma included and its newline not.
 pub const CHECKSUM_BYTES: usize = 9;
 
+/// A buffer that grew beyond this for a burst is not kept for the next rows.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
 /// What is wrong with a row: a phrase of the form `what was found, what was expected`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
@@ -66,6 +69,12 @@ impl RowWriter {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A buffer with room for `bytes`, so that a row of usual length is written without moving.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { buffer: Vec::with_capacity(bytes), row_start: 0 }
     }
 
     fn separate(&mut self) {
@@ -187,6 +196,14 @@ impl RowWriter {
     pub fn take(&mut self) -> Vec<u8> {
         self.row_start = 0;
         std::mem::take(&mut self.buffer)
+    }
+
+    /// Takes back the space of what [`RowWriter::take`] gave, unless new rows are begun or it is unusually much.
+    pub fn reuse(&mut self, mut spent: Vec<u8>) {
+        if self.is_empty() && spent.capacity() <= KEPT_BYTES_MAX {
+            spent.clear();
+            self.buffer = spent;
+        }
     }
 }
 

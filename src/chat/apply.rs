@@ -231,7 +231,7 @@ fn digest_after(previous: &[u8; 32], chain: u32, reply: Option<&Reply>) -> [u8; 
     hash.update(previous);
     hash.update(chain.to_be_bytes());
     if let Some(reply) = reply {
-        let mut row = RowWriter::new();
+        let mut row = RowWriter::with_capacity(64);
         reply.write_fields(&mut row);
         hash.update(row.row());
     }

@@ -10,6 +10,9 @@ use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumbe
 pub const ENTRY_FIELDS: [&str; 10] =
     ["kind", "index", "view", "time_ms", "request", "acknowledged", "account", "subject", "text", "extra"];
 
+/// Most entries are no longer than this.
+const ROW_BYTES_USUAL: usize = 512;
+
 /// One entry of the log. Its bytes are encoded once, by the primary, and are the same on every disk and every link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -37,13 +40,14 @@ impl Entry {
         operation: Operation,
         previous_chain: u32,
     ) -> Self {
-        let mut row = RowWriter::new();
+        let mut row = RowWriter::with_capacity(ROW_BYTES_USUAL);
         row.encoded(operation.kind().as_bytes());
         row.number(index.0);
         row.plain(view);
         row.number(unix_ms);
         operation.write_fields(&mut row);
-        let bytes = Bytes::from(row.take());
+        // A copy of the right size: entries stay in memory for a while.
+        let bytes = Bytes::copy_from_slice(row.row());
         let chain = chain_after(previous_chain, &bytes);
         Self { index, view, unix_ms, operation, bytes, chain }
     }

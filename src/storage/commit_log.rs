@@ -415,6 +415,7 @@ impl<D: Disk> CommitLog<D> {
         }
         drop(index);
         self.length += bytes.len() as u64;
+        self.rows.reuse(bytes);
         self.lines += self.row_count;
         self.row_count = 0;
         Ok(())
