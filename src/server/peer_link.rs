@@ -48,13 +48,23 @@ const _: () = assert!(OUTGOING_PEER_BYTES_MAX >= 2 * FRAME_PEER_BYTES_MAX);
 
 /// Connects to a peer, and tells how that went if it did not work (V11).
 async fn connect(address: &(String, u16)) -> Result<TcpStream, LinkState> {
-    let (host, port) = address;
-    match timeout(SUSPICION, TcpStream::connect((host.as_str(), *port))).await {
+    match timeout(SUSPICION, connect_undisturbed(address)).await {
         // A socket that looks for a free port for itself may pick the very one it connects to: nobody listens there.
         Ok(Ok(stream)) if stream.local_addr().ok() == stream.peer_addr().ok() => Err(LinkState::Refused),
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(LinkState::Refused),
         Ok(Err(_)) | Err(_) => Err(LinkState::Silent),
+    }
+}
+
+/// Connects; again if the connection is reset at once: a process that dies has just closed its listening socket under
+/// it, and the next attempt is refused.
+async fn connect_undisturbed((host, port): &(String, u16)) -> io::Result<TcpStream> {
+    loop {
+        match TcpStream::connect((host.as_str(), *port)).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => sleep(RETRY_SOON).await,
+            result => return result,
+        }
     }
 }
 
