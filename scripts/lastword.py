@@ -345,19 +345,34 @@ def free_ports(count):
 
 
 class Hiccups(threading.Thread):
-    """Notes when this machine let a sleeping thread wait: a gap may be the machine's, not the servers'."""
+    """Notes when this machine let a sleeping thread, or its disk an fdatasync, wait: a gap may be the machine's."""
 
-    def __init__(self):
+    def __init__(self, wait):
         super().__init__(daemon=True)
-        self.noted = []
+        self.wait, self.noted = wait, []
         self.start()
+
+    @staticmethod
+    def of_processor():
+        return Hiccups(lambda: None)
+
+    @staticmethod
+    def of_disk(directory):
+        file = open(Path(directory) / "hiccups", "wb", buffering=0)
+
+        def wait():
+            file.write(b"x")
+            os.fdatasync(file.fileno())
+
+        return Hiccups(wait)
 
     def run(self):
         while True:
             before = time.monotonic()
-            time.sleep(0.005)
-            late = time.monotonic() - before - 0.005
-            if late > 0.02:
+            time.sleep(0.01)
+            self.wait()
+            late = time.monotonic() - before - 0.01
+            if late > 0.01:
                 self.noted.append((before, late))
 
     def longest(self, start, end):
