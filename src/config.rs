@@ -68,7 +68,7 @@ pub const CHECKPOINT_SLICE_ROWS: usize = 1024;
 /// While the tables are smaller than this, a checkpoint is also taken after a second of quiet, in bytes.
 pub const SMALL_STATE_BYTES: u64 = 4 * 1024 * 1024;
 /// Log bytes since the last checkpoint that make the next one due, at least.
-pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 64 * 1024 * 1024;
+pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 const _: () = assert!(HEARTBEAT.as_millis() * 4 <= SUSPICION.as_millis());
 const _: () = assert!(BATCH_BYTES_MAX + 4 * FRAME_CLIENT_BYTES_MAX < FRAME_PEER_BYTES_MAX);

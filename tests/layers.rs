@@ -14,7 +14,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("types", &[]),
     ("time", &[]),
     ("prng", &[]),
-    ("row", &[]),
+    ("row", &["types"]),
     ("config", &[]),
     ("chat", &["config", "row", "types"]),
     ("message", &["chat", "row", "types"]),
