@@ -14,8 +14,6 @@ const HEARTBEATS_AWAITED_MAX: usize = 64;
 /// One other server.
 #[derive(Debug)]
 pub(super) struct Peer {
-    /// The own link to it.
-    pub(super) link: LinkState,
     /// Since when fresh connects are refused; void as soon as one succeeds (V11).
     refused_since: Option<Instant>,
     /// The same before the present connection: if a new life answers on it, the old one ended no later.
@@ -59,7 +57,6 @@ impl Peer {
     /// A server that nothing was heard of yet.
     pub(super) fn new(now: Instant, incarnation: Incarnation) -> Self {
         Self {
-            link: LinkState::Closed,
             refused_since: None,
             refused_before: None,
             answered_at: now,
@@ -77,7 +74,6 @@ impl Peer {
     }
 
     pub(super) fn on_link(&mut self, now: Instant, state: LinkState) {
-        self.link = state;
         match state {
             LinkState::Up => self.refused_before = self.refused_since.take().or(self.refused_before),
             LinkState::Refused => {

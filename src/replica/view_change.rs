@@ -571,7 +571,7 @@ impl Replica {
         self.lead_new_view(View { number, members }, was_primary);
     }
 
-    /// Persists the view here, and when it is on disk has every member do so (V7, V8). Not before: after a crash this
+    /// Persists the view here, and when it is on disk has every member do so (V7-V9). Not before: after a crash this
     /// server must know of every view that others may have installed because of it, or it could lead without them.
     pub(super) fn lead_new_view(&mut self, view: View, was_primary: bool) {
         let number = view.number;
