@@ -63,7 +63,7 @@ impl Known {
             _ => Command::Send { to: account, text: format!("=text {salt}, \"quoted\"\nsecond line") },
         };
         let operation = if index.0 == 1 {
-            Operation::View { primary: ServerId(1), members: vec![] }
+            Operation::View { primary: ServerId(1), members: vec![], absent: vec![] }
         } else {
             Operation::Command(ClientCommand { request, acknowledged: RequestNumber(0), account, command })
         };

@@ -138,6 +138,7 @@ fn message() -> MessageView {
         to: "bob".into(),
         unix_ms: TIME,
         delivered: false,
+        late: false,
         cursor: 42,
         text: "hi, bob".into(),
     }
@@ -946,13 +947,14 @@ fn any_request() -> impl Strategy<Value = Request> {
 }
 
 fn any_message() -> impl Strategy<Value = MessageView> {
-    (any_id(), any_text(), any_text(), any::<(u64, bool, u64)>(), any_text()).prop_map(
-        |(id, from, to, (unix_ms, delivered, cursor), text)| MessageView {
+    (any_id(), any_text(), any_text(), any::<(u64, bool, bool, u64)>(), any_text()).prop_map(
+        |(id, from, to, (unix_ms, delivered, late, cursor), text)| MessageView {
             id: MessageId(id),
             from,
             to,
             unix_ms,
             delivered,
+            late,
             cursor,
             text,
         },
@@ -1046,12 +1048,12 @@ fn any_command() -> impl Strategy<Value = Command> {
             password,
             token
         }),
-        any::<(u32, [u8; 32])>()
-            .prop_map(|(password_generation, token)| Command::Login { password_generation, token }),
+        (any_id(), any::<[u8; 32]>())
+            .prop_map(|(checked, token)| Command::Login { checked, token }),
         any::<bool>().prop_map(|everywhere| Command::Logout { everywhere }),
-        any::<u32>().prop_map(|password_generation| Command::DeleteAccount { password_generation }),
-        (any::<u32>(), any_text()).prop_map(|(password_generation, password)| Command::ChangePassword {
-            password_generation,
+        any_id().prop_map(|checked| Command::DeleteAccount { checked }),
+        (any_id(), any_text()).prop_map(|(checked, password)| Command::ChangePassword {
+            checked,
             password
         }),
         (any_account(), any_text()).prop_map(|(to, text)| Command::Send { to, text }),
@@ -1063,7 +1065,11 @@ fn any_command() -> impl Strategy<Value = Command> {
 fn any_operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         1 => (any::<u8>(), any_members())
-            .prop_map(|(primary, members)| Operation::View { primary: ServerId(primary), members }),
+            .prop_map(|(primary, members)| Operation::View {
+                primary: ServerId(primary),
+                members,
+                absent: vec![ServerId(9)],
+            }),
         1 => Just(Operation::Closed),
         1 => any::<u64>().prop_map(|before_unix_ms| Operation::Expire { before_unix_ms }),
         8 => (any_id(), any::<u64>(), any_account(), any_command()).prop_map(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Account;
 use super::command::DELETED_NAME;
 use super::table::SnapshotTable;
-use crate::types::AccountId;
+use crate::types::{AccountId, RequestId};
 
 /// A short name for an account within this process. Which number an account has differs between servers and so never
 /// leaves the state.
@@ -157,11 +157,11 @@ impl Directory {
     }
 
     /// Replaces an account's password.
-    pub(super) fn replace_password(&mut self, id: AccountId, password: &str) {
+    pub(super) fn replace_password(&mut self, id: AccountId, password: &str, request: RequestId) {
         let row = self.accounts.row_mut(id).expect("the account was checked to exist");
         self.bytes -= row_bytes(&row.account);
         row.account.password = password.to_owned();
-        row.account.password_generation += 1;
+        row.account.password_set = request;
         self.bytes += row_bytes(&row.account);
     }
 

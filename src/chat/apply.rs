@@ -28,7 +28,7 @@ impl State {
         assert_eq!(index, self.index.next(), "entries are applied one after the other");
         let mut outcome = Outcome { reply: None, queued: None, ended: Vec::new() };
         match operation {
-            Operation::View { .. } | Operation::Closed => {}
+            Operation::View { .. } | Operation::Closed | Operation::Rebased { .. } => {}
             Operation::Expire { before_unix_ms } => {
                 self.sessions.end_unused_since(*before_unix_ms, &mut outcome.ended);
             }
@@ -69,8 +69,8 @@ impl State {
             Command::Register { name, password, token } => {
                 return self.register(stamp, request, name, password, *token, outcome);
             }
-            Command::Login { password_generation, token } => {
-                return self.log_in(stamp, request, account, *password_generation, *token, outcome);
+            Command::Login { checked, token } => {
+                return self.log_in(stamp, request, account, *checked, *token, outcome);
             }
             _ => {}
         }
@@ -87,12 +87,10 @@ impl State {
                 }
                 Ok(Reply::LoggedOut)
             }
-            Command::DeleteAccount { password_generation } => {
-                self.delete_account(account, *password_generation, outcome)
-            }
-            Command::ChangePassword { password_generation, password } => {
-                self.check_generation(account, *password_generation)?;
-                self.directory.replace_password(account, password);
+            Command::DeleteAccount { checked } => self.delete_account(account, *checked, outcome),
+            Command::ChangePassword { checked, password } => {
+                self.check_password(account, *checked)?;
+                self.directory.replace_password(account, password, request);
                 self.sessions.end_all(account, Some(request.client), &mut outcome.ended);
                 Ok(Reply::PasswordChanged)
             }
@@ -122,7 +120,7 @@ impl State {
         let account = Account {
             name: name.to_owned(),
             password: password.to_owned(),
-            password_generation: 0,
+            password_set: request,
             created_unix_ms: stamp.unix_ms,
         };
         self.directory.add(id, account, self.emission.is_none());
@@ -135,11 +133,11 @@ impl State {
         stamp: Stamp,
         request: RequestId,
         account: AccountId,
-        password_generation: u32,
+        checked: RequestId,
         token: TokenHash,
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
-        self.check_generation(account, password_generation)?;
+        self.check_password(account, checked)?;
         // A client id belongs to the account that used it first (X1).
         let other = |session: &Session| session.account != account;
         if self.sessions.session(request.client).is_some_and(other) {
@@ -150,18 +148,18 @@ impl State {
     }
 
     /// The password was checked before the entry existed; meanwhile another may have taken its place.
-    fn check_generation(&self, account: AccountId, password_generation: u32) -> Result<(), Refusal> {
-        let found = self.account(account).ok_or(Refusal::NoSuchAccount)?.password_generation;
-        if found == password_generation { Ok(()) } else { Err(Refusal::PasswordChanged) }
+    fn check_password(&self, account: AccountId, checked: RequestId) -> Result<(), Refusal> {
+        let found = self.account(account).ok_or(Refusal::NoSuchAccount)?.password_set;
+        if found == checked { Ok(()) } else { Err(Refusal::PasswordChanged) }
     }
 
     fn delete_account(
         &mut self,
         account: AccountId,
-        password_generation: u32,
+        checked: RequestId,
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
-        self.check_generation(account, password_generation)?;
+        self.check_password(account, checked)?;
         let handle = self.directory.handle(account).ok_or(Refusal::NoSuchAccount)?;
         self.sessions.end_all(account, None, &mut outcome.ended);
         self.mailboxes.remove_owner(&mut self.directory, handle);

@@ -46,7 +46,7 @@ impl Table {
     #[must_use]
     pub const fn header(self) -> &'static [&'static str] {
         match self {
-            Self::Users => &["id", "name", "password", "password_generation", "created_ms"],
+            Self::Users => &["id", "name", "password", "password_set", "created_ms"],
             Self::Queued | Self::Delivered => &["id", "order", "from", "to", "time_ms", "text"],
             Self::Sessions => &["client", "account", "token", "acknowledged", "last_used_ms"],
             Self::Replies => &["client", "number", "reply", "subject", "value"],
@@ -143,7 +143,7 @@ impl State {
                 row.plain(id);
                 row.text(&account.name);
                 row.text(&account.password);
-                row.number(u64::from(account.password_generation));
+                row.id(account.password_set);
                 row.number(account.created_unix_ms);
                 end_row(row)
             }),

@@ -1,7 +1,7 @@
 //! What goes into the state machine and what comes out: plain data, the same on every server.
 
 use crate::row::{Fields, RowError, RowWriter};
-use crate::types::{AccountId, ClientId, Member, MessageId, RequestId, RequestNumber, ServerId};
+use crate::types::{AccountId, ClientId, LogIndex, Member, MessageId, RequestId, RequestNumber, ServerId};
 
 /// The fields of an operation in a log row after `kind`, `index`, `view` and `time_ms`: see [`Operation::write_fields`].
 pub const OPERATION_FIELDS: [&str; 6] = ["request", "acknowledged", "account", "subject", "text", "extra"];
@@ -15,6 +15,8 @@ pub enum Operation {
         primary: ServerId,
         /// The in-sync set.
         members: Vec<Member>,
+        /// The configured servers that are not in it, ascending: while there are any, applied ids are kept for them (R8).
+        absent: Vec<ServerId>,
     },
     /// The last entry before an orderly stop of all members: any of them may start alone.
     Closed,
@@ -25,6 +27,13 @@ pub enum Operation {
     },
     /// A client's command.
     Command(ClientCommand),
+    /// A command from a log that has parted from this one, proposed again (R3). Its entry has the time of the first one.
+    Rebased {
+        /// The last index that the two logs share.
+        fork: LogIndex,
+        /// As it stands in the other log.
+        command: ClientCommand,
+    },
 }
 
 /// A client's command with all that it needs to be applied alike everywhere (N3).
@@ -57,8 +66,8 @@ pub enum Command {
     },
     /// Logs in; the password was checked before the entry existed.
     Login {
-        /// Which password was checked: [`super::Account::password_generation`].
-        password_generation: u32,
+        /// Which password was checked: [`super::Account::password_set`].
+        checked: RequestId,
         /// All zero: the session can't be resumed.
         token: TokenHash,
     },
@@ -70,12 +79,12 @@ pub enum Command {
     /// Deletes the account, its sessions and its waiting mail; the password was checked before the entry existed.
     DeleteAccount {
         /// Which password was checked.
-        password_generation: u32,
+        checked: RequestId,
     },
     /// Replaces the password; ends all other sessions of the account.
     ChangePassword {
         /// Which password was checked.
-        password_generation: u32,
+        checked: RequestId,
         /// The new one's PHC string.
         password: String,
     },
@@ -196,6 +205,8 @@ pub struct MessageView {
     pub unix_ms: u64,
     /// Whether the recipient's client has acknowledged it.
     pub delivered: bool,
+    /// Whether it comes from a log that had parted from this one: it stands later in the order than its time says (R10).
+    pub late: bool,
     /// Where it stands in the order of all messages; a cursor for paging.
     pub cursor: u64,
     /// The text.
@@ -242,84 +253,36 @@ impl Operation {
             Self::View { .. } => "view",
             Self::Closed => "closed",
             Self::Expire { .. } => "expire",
-            Self::Command(command) => match command.command {
-                Command::Register { .. } => "register",
-                Command::Login { .. } => "login",
-                Command::Logout { .. } => "logout",
-                Command::DeleteAccount { .. } => "delete_account",
-                Command::ChangePassword { .. } => "change_password",
-                Command::Send { .. } => "send",
-                Command::Acknowledge { .. } => "acknowledge",
-                Command::Delete { .. } => "delete",
-            },
+            Self::Command(command) => command.command.kind(),
+            Self::Rebased { command, .. } => command.command.rebased_kind(),
         }
     }
 
     /// Appends the six fields [`OPERATION_FIELDS`]; those that a kind does not use are empty.
     pub fn write_fields(&self, row: &mut RowWriter) {
-        let Self::Command(ClientCommand { request, acknowledged, account, command }) = self else {
-            for _ in 0..3 {
-                row.encoded(b"");
-            }
-            match self {
-                Self::View { primary, members } => {
-                    row.number(u64::from(primary.0));
-                    row.plain(format_members(members));
-                }
-                Self::Expire { before_unix_ms } => {
-                    row.number(*before_unix_ms);
-                    row.encoded(b"");
-                }
-                _ => {
-                    row.encoded(b"");
-                    row.encoded(b"");
-                }
-            }
-            row.encoded(b"");
-            return;
-        };
-        row.id(*request);
-        row.number(acknowledged.0);
-        if account.0 == *request {
-            row.encoded(b""); // A new account is named after the request that stands two fields before.
-        } else {
-            row.id(account.0);
+        match self {
+            Self::Command(command) => return command.write_fields(None, row),
+            Self::Rebased { fork, command } => return command.write_fields(Some(*fork), row),
+            _ => {}
         }
-        match command {
-            Command::Register { name, password, token } => {
-                row.text(name);
-                row.text(password);
-                row.plain(Hex(token));
+        for _ in 0..3 {
+            row.encoded(b"");
+        }
+        match self {
+            Self::View { primary, members, absent } => {
+                row.number(u64::from(primary.0));
+                row.plain(format_members(members));
+                row.plain(Joined(absent));
             }
-            Command::Login { password_generation, token } => {
-                row.number(u64::from(*password_generation));
-                row.encoded(b"");
-                row.plain(Hex(token));
-            }
-            Command::Logout { everywhere } => {
-                row.plain(if *everywhere { "everywhere" } else { "here" });
+            Self::Expire { before_unix_ms } => {
+                row.number(*before_unix_ms);
                 row.encoded(b"");
                 row.encoded(b"");
             }
-            Command::DeleteAccount { password_generation } => {
-                row.number(u64::from(*password_generation));
-                row.encoded(b"");
-                row.encoded(b"");
-            }
-            Command::ChangePassword { password_generation, password } => {
-                row.number(u64::from(*password_generation));
-                row.text(password);
-                row.encoded(b"");
-            }
-            Command::Send { to, text } => {
-                row.id(to.0);
-                row.text(text);
-                row.encoded(b"");
-            }
-            Command::Acknowledge { messages } | Command::Delete { messages } => {
-                row.encoded(b"");
-                row.plain(Joined(messages));
-                row.encoded(b"");
+            _ => {
+                for _ in 0..3 {
+                    row.encoded(b"");
+                }
             }
         }
     }
@@ -329,51 +292,120 @@ impl Operation {
     /// # Errors
     /// [`RowError::Field`] with the field that does not fit.
     pub fn read_fields(kind: usize, first: usize, fields: &Fields) -> Result<Self, RowError> {
-        let [request, acknowledged, account, subject, text, extra] = std::array::from_fn(|at| first + at);
+        let [subject, text, extra] = std::array::from_fn(|at| first + 3 + at);
         match fields.raw(kind) {
-            "view" => {
-                return Ok(Self::View {
-                    primary: ServerId(fields.value(subject, "a server's number")?),
-                    members: parse_members(fields.raw(text))
-                        .ok_or_else(|| fields.error(text, "members as SERVER:INCARNATION"))?,
-                });
-            }
-            "closed" => return Ok(Self::Closed),
+            "view" => Ok(Self::View {
+                primary: ServerId(fields.value(subject, "a server's number")?),
+                members: parse_members(fields.raw(text))
+                    .ok_or_else(|| fields.error(text, "members as SERVER:INCARNATION"))?,
+                absent: parse_joined(fields.raw(extra), |id| id.parse().ok().map(ServerId))
+                    .ok_or_else(|| fields.error(extra, "servers' numbers"))?,
+            }),
+            "closed" => Ok(Self::Closed),
             "expire" => {
-                return Ok(Self::Expire {
-                    before_unix_ms: fields.value(subject, "milliseconds since 1970")?,
-                });
+                Ok(Self::Expire { before_unix_ms: fields.value(subject, "milliseconds since 1970")? })
             }
-            _ => {}
+            other => match other.strip_prefix(REBASED) {
+                None => {
+                    Ok(Self::Command(ClientCommand::read_fields(kind, other, first, fields.raw(extra), fields)?))
+                }
+                Some(command) => {
+                    let (fork, rest) = fields.raw(extra).split_once(' ').unwrap_or((fields.raw(extra), ""));
+                    let fork = fork.parse().map_err(|_| fields.error(extra, "the index of a fork"))?;
+                    let command = ClientCommand::read_fields(kind, command, first, rest, fields)?;
+                    Ok(Self::Rebased { fork: LogIndex(fork), command })
+                }
+            },
         }
-        let request_id: RequestId = fields.value(request, "a request id")?;
-        let generation = || fields.value(subject, "a password generation");
-        let token =
-            || parse_hash(fields.raw(extra)).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
-        let messages = || {
-            fields
-                .raw(text)
-                .split_ascii_whitespace()
-                .map(|id| id.parse().map(MessageId))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| fields.error(text, "message ids"))
+    }
+}
+
+impl ClientCommand {
+    /// Appends the six fields; of a command proposed again the last one begins with the fork.
+    fn write_fields(&self, fork: Option<LogIndex>, row: &mut RowWriter) {
+        let Self { request, acknowledged, account, command } = self;
+        row.id(*request);
+        row.number(acknowledged.0);
+        if account.0 == *request {
+            row.encoded(b""); // A new account is named after the request that stands two fields before.
+        } else {
+            row.id(account.0);
+        }
+        let token = match command {
+            Command::Register { name, password, token } => {
+                row.text(name);
+                row.text(password);
+                Some(token)
+            }
+            Command::Login { checked, token } => {
+                row.id(*checked);
+                row.encoded(b"");
+                Some(token)
+            }
+            Command::Logout { everywhere } => {
+                row.plain(if *everywhere { "everywhere" } else { "here" });
+                row.encoded(b"");
+                None
+            }
+            Command::DeleteAccount { checked } => {
+                row.id(*checked);
+                row.encoded(b"");
+                None
+            }
+            Command::ChangePassword { checked, password } => {
+                row.id(*checked);
+                row.text(password);
+                None
+            }
+            Command::Send { to, text } => {
+                row.id(to.0);
+                row.text(text);
+                None
+            }
+            Command::Acknowledge { messages } | Command::Delete { messages } => {
+                row.encoded(b"");
+                row.plain(Joined(messages));
+                None
+            }
         };
-        let command = match fields.raw(kind) {
+        match (fork, token) {
+            (None, None) => row.encoded(b""),
+            (None, Some(token)) => row.plain(Hex(token)),
+            (Some(fork), None) => row.number(fork.0),
+            (Some(fork), Some(token)) => row.plain(format_args!("{} {}", fork.0, Hex(token))),
+        }
+    }
+
+    /// Reads a command of this kind; `token` is what the last of the six fields holds besides a fork.
+    fn read_fields(
+        kind: usize,
+        keyword: &str,
+        first: usize,
+        token: &str,
+        fields: &Fields,
+    ) -> Result<Self, RowError> {
+        let [request, acknowledged, account, subject, text, extra] = std::array::from_fn(|at| first + at);
+        let request_id: RequestId = fields.value(request, "a request id")?;
+        let checked = || fields.value(subject, "the id of the request that set the password");
+        let token = || parse_hash(token).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
+        let messages = || {
+            parse_joined(fields.raw(text), |id| id.parse().ok().map(MessageId))
+                .ok_or_else(|| fields.error(text, "message ids"))
+        };
+        let command = match keyword {
             "register" => Command::Register {
                 name: fields.text(subject)?,
                 password: fields.text(text)?,
                 token: token()?,
             },
-            "login" => Command::Login { password_generation: generation()?, token: token()? },
+            "login" => Command::Login { checked: checked()?, token: token()? },
             "logout" => match fields.raw(subject) {
                 "everywhere" => Command::Logout { everywhere: true },
                 "here" => Command::Logout { everywhere: false },
                 _ => return Err(fields.error(subject, "here or everywhere")),
             },
-            "delete_account" => Command::DeleteAccount { password_generation: generation()? },
-            "change_password" => {
-                Command::ChangePassword { password_generation: generation()?, password: fields.text(text)? }
-            }
+            "delete_account" => Command::DeleteAccount { checked: checked()? },
+            "change_password" => Command::ChangePassword { checked: checked()?, password: fields.text(text)? },
             "send" => Command::Send {
                 to: AccountId(fields.value(subject, "an account id")?),
                 text: fields.text(text)?,
@@ -382,7 +414,7 @@ impl Operation {
             "delete" => Command::Delete { messages: messages()? },
             _ => return Err(fields.error(kind, "the kind of an entry")),
         };
-        Ok(Self::Command(ClientCommand {
+        Ok(Self {
             request: request_id,
             acknowledged: RequestNumber(fields.value(acknowledged, "a request number")?),
             account: if fields.raw(account).is_empty() {
@@ -391,7 +423,31 @@ impl Operation {
                 AccountId(fields.value(account, "an account id")?)
             },
             command,
-        }))
+        })
+    }
+}
+
+/// What the kind of a command that is proposed again begins with.
+const REBASED: &str = "rebased_";
+
+impl Command {
+    /// The keyword in files.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        &self.rebased_kind()[REBASED.len()..]
+    }
+
+    fn rebased_kind(&self) -> &'static str {
+        match self {
+            Self::Register { .. } => "rebased_register",
+            Self::Login { .. } => "rebased_login",
+            Self::Logout { .. } => "rebased_logout",
+            Self::DeleteAccount { .. } => "rebased_delete_account",
+            Self::ChangePassword { .. } => "rebased_change_password",
+            Self::Send { .. } => "rebased_send",
+            Self::Acknowledge { .. } => "rebased_acknowledge",
+            Self::Delete { .. } => "rebased_delete",
+        }
     }
 }
 
@@ -436,9 +492,10 @@ pub(crate) fn parse_hash(text: &str) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-struct Joined<'a>(&'a [MessageId]);
+/// Words separated by blanks.
+struct Joined<'a, T>(&'a [T]);
 
-impl std::fmt::Display for Joined<'_> {
+impl<T: std::fmt::Display> std::fmt::Display for Joined<'_, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (at, id) in self.0.iter().enumerate() {
             if at > 0 {
@@ -448,4 +505,9 @@ impl std::fmt::Display for Joined<'_> {
         }
         Ok(())
     }
+}
+
+/// The reverse of [`Joined`].
+fn parse_joined<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    text.split_ascii_whitespace().map(parse).collect()
 }

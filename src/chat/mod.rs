@@ -47,8 +47,8 @@ pub struct Account {
     pub name: String,
     /// A PHC string.
     pub password: String,
-    /// Counts changes of the password, from 0.
-    pub password_generation: u32,
+    /// The request that set the password. Unlike a count of changes it differs on both sides of a split.
+    pub password_set: RequestId,
     /// When it was created, milliseconds since 1970.
     pub created_unix_ms: u64,
 }

@@ -33,6 +33,7 @@ impl State {
             to: self.directory.name(message.to).to_owned(),
             unix_ms: message.unix_ms,
             delivered,
+            late: false,
             cursor: order,
             text: message.text.to_string(),
         }

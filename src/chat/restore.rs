@@ -63,7 +63,7 @@ impl Restore {
         let account = Account {
             name,
             password: fields.text(2)?,
-            password_generation: fields.value(3, "a password generation")?,
+            password_set: fields.value(3, "the id of the request that set the password")?,
             created_unix_ms: fields.value(4, "milliseconds since 1970")?,
         };
         directory.add(id, account, true);

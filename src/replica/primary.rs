@@ -71,7 +71,8 @@ impl Replica {
         self.whole_life = true;
         self.become_role(Role::Primary(primary));
         let (primary, members) = (self.me, self.view.members.clone());
-        self.append(Operation::View { primary, members });
+        let absent = self.configured.iter().copied().filter(|id| self.view.member(*id).is_none()).collect();
+        self.append(Operation::View { primary, members, absent });
         let servers: Vec<_> = self.view.members.iter().map(|member| member.server.to_string()).collect();
         let (number, of) = (self.view.number, self.configured.len());
         self.say_ready(format!("leads view {number} of servers {} of {of}", servers.join(", ")));

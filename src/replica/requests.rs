@@ -61,11 +61,11 @@ struct Job {
 #[derive(Debug)]
 enum AfterHash {
     Register { name: String, token: TokenHash },
-    Login { account: AccountId, generation: u32, token: TokenHash },
+    Login { account: AccountId, checked: RequestId, token: TokenHash },
     RefuseLogin,
-    DeleteAccount { account: AccountId, generation: u32 },
-    VerifyThenChange { connection: ConnectionId, account: AccountId, generation: u32, new_password: String },
-    Change { account: AccountId, generation: u32 },
+    DeleteAccount { account: AccountId, checked: RequestId },
+    VerifyThenChange { connection: ConnectionId, account: AccountId, checked: RequestId, new_password: String },
+    Change { account: AccountId, checked: RequestId },
 }
 
 impl Requests {
@@ -365,8 +365,8 @@ impl Replica {
             },
             Request::Logout { everywhere } => Command::Logout { everywhere },
             Request::DeleteAccount { password } => {
-                return self.verify_then(&call, id, account, password, |generation| {
-                    AfterHash::DeleteAccount { account, generation }
+                return self.verify_then(&call, id, account, password, |checked| {
+                    AfterHash::DeleteAccount { account, checked }
                 });
             }
             Request::ChangePassword { password, new_password } => {
@@ -378,8 +378,8 @@ impl Replica {
                     );
                 }
                 let connection = call.connection;
-                return self.verify_then(&call, id, account, password, |generation| {
-                    AfterHash::VerifyThenChange { connection, account, generation, new_password }
+                return self.verify_then(&call, id, account, password, |checked| {
+                    AfterHash::VerifyThenChange { connection, account, checked, new_password }
                 });
             }
             _ => unreachable!("every other request is a read or a login"),
@@ -457,7 +457,7 @@ impl Replica {
         let hash = found.map(|(_, known)| known.password.clone());
         let next = found.map_or(AfterHash::RefuseLogin, |(account, known)| AfterHash::Login {
             account,
-            generation: known.password_generation,
+            checked: known.password_set,
             token,
         });
         self.fly(&call, id, Some(token));
@@ -470,13 +470,13 @@ impl Replica {
         id: RequestId,
         account: AccountId,
         password: String,
-        next: impl FnOnce(u32) -> AfterHash,
+        next: impl FnOnce(RequestId) -> AfterHash,
     ) {
         let Some(known) = self.state.account(account) else {
             return self.deny(call, ErrorCode::SessionExpired, expired().text);
         };
         let (name, hash, next) =
-            (known.name.clone(), known.password.clone(), next(known.password_generation));
+            (known.name.clone(), known.password.clone(), next(known.password_set));
         self.fly(call, id, None);
         self.hash(call.connection, name, HashJob::Verify { password, hash: Some(hash) }, id, next);
     }
@@ -495,17 +495,17 @@ impl Replica {
                 let command = Command::Register { name, password, token };
                 return self.log_command(id, AccountId(id), command);
             }
-            (Hashed::Verified(true), AfterHash::Login { account, generation, token }) => {
-                let command = Command::Login { password_generation: generation, token };
+            (Hashed::Verified(true), AfterHash::Login { account, checked, token }) => {
+                let command = Command::Login { checked, token };
                 return self.log_command(id, account, command);
             }
-            (Hashed::Verified(true), AfterHash::DeleteAccount { account, generation }) => {
-                let command = Command::DeleteAccount { password_generation: generation };
+            (Hashed::Verified(true), AfterHash::DeleteAccount { account, checked }) => {
+                let command = Command::DeleteAccount { checked };
                 return self.log_command(id, account, command);
             }
             (
                 Hashed::Verified(true),
-                AfterHash::VerifyThenChange { connection, account, generation, new_password },
+                AfterHash::VerifyThenChange { connection, account, checked, new_password },
             ) => {
                 let job = HashJob::New { password: new_password };
                 return self.hash(
@@ -513,11 +513,11 @@ impl Replica {
                     String::new(),
                     job,
                     id,
-                    AfterHash::Change { account, generation },
+                    AfterHash::Change { account, checked },
                 );
             }
-            (Hashed::New(password), AfterHash::Change { account, generation }) => {
-                let command = Command::ChangePassword { password_generation: generation, password };
+            (Hashed::New(password), AfterHash::Change { account, checked }) => {
+                let command = Command::ChangePassword { checked, password };
                 return self.log_command(id, account, command);
             }
             (Hashed::Verified(_), _) => return self.refuse_password(id),

@@ -342,21 +342,17 @@ fn put_message(out: &mut BytesMut, message: &MessageView) {
     put_string(out, &message.from);
     put_string(out, &message.to);
     out.put_u64(message.unix_ms);
-    out.put_u8(u8::from(message.delivered));
+    out.put_u8(u8::from(message.delivered) | u8::from(message.late) << 1);
     out.put_u64(message.cursor);
     put_string(out, &message.text);
 }
 
 fn read_message(r: &mut Reader<'_>) -> Result<MessageView, DecodeError> {
-    Ok(MessageView {
-        id: MessageId(r.id("id")?),
-        from: r.string("from")?,
-        to: r.string("to")?,
-        unix_ms: r.u64("time")?,
-        delivered: r.bool("delivered")?,
-        cursor: r.u64("cursor")?,
-        text: r.string("text")?,
-    })
+    let (id, from, to) = (MessageId(r.id("id")?), r.string("from")?, r.string("to")?);
+    let (unix_ms, flags) = (r.u64("time")?, r.flags("delivered, late", 2)?);
+    let (cursor, text) = (r.u64("cursor")?, r.string("text")?);
+    let (delivered, late) = (flags & 1 != 0, flags & 2 != 0);
+    Ok(MessageView { id, from, to, unix_ms, delivered, late, cursor, text })
 }
 
 fn put_status(out: &mut BytesMut, status: &Status) {

@@ -150,6 +150,7 @@ pub fn message(number: u64, text: &str) -> MessageView {
         to: "alice".into(),
         unix_ms: 1_795_216_261_042,
         delivered: false,
+        late: false,
         cursor: number,
         text: text.into(),
     }

@@ -79,8 +79,8 @@ impl Chat {
     /// Logs another client of an account in.
     fn log_in(&mut self, client: u64, account: AccountId) -> (User, Outcome) {
         let user = User { client: ClientId(client), id: account };
-        let password_generation = self.state.account(account).map_or(0, |a| a.password_generation);
-        let outcome = self.ask(user, Command::Login { password_generation, token: [2; 32] });
+        let checked = self.state.account(account).map_or(account.0, |a| a.password_set);
+        let outcome = self.ask(user, Command::Login { checked, token: [2; 32] });
         (user, outcome)
     }
 
@@ -99,7 +99,7 @@ impl Chat {
     }
 
     fn delete_account(&mut self, user: User) -> Outcome {
-        let outcome = self.ask(user, Command::DeleteAccount { password_generation: 0 });
+        let outcome = self.ask(user, Command::DeleteAccount { checked: user.id.0 });
         assert_eq!(outcome.reply, Some(Reply::AccountDeleted));
         outcome
     }

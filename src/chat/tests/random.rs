@@ -89,7 +89,7 @@ impl Script {
             chat.state.account_named(NAMES[name]).unwrap_or(nobody)
         };
         let own = session.unwrap_or(AccountId(request));
-        let generation = |id| chat.state.account(id).map_or(0, |account| account.password_generation);
+        let password = |id: AccountId| chat.state.account(id).map_or(id.0, |account| account.password_set);
         let picked = |picks: &[Index]| -> Vec<MessageId> {
             if self.sent.is_empty() { vec![] } else { picks.iter().map(|i| *i.get(&self.sent)).collect() }
         };
@@ -97,14 +97,14 @@ impl Script {
             Step::Register { name } => (AccountId(request), register(NAMES[*name])),
             Step::LogIn { name, stale } => {
                 let id = named(*name);
-                let password_generation = generation(id) + u32::from(*stale);
-                (id, Command::Login { password_generation, token: [3; 32] })
+                let checked = if *stale { request } else { password(id) };
+                (id, Command::Login { checked, token: [3; 32] })
             }
             Step::LogOut { everywhere } => (own, Command::Logout { everywhere: *everywhere }),
-            Step::DeleteAccount => (own, Command::DeleteAccount { password_generation: generation(own) }),
+            Step::DeleteAccount => (own, Command::DeleteAccount { checked: password(own) }),
             Step::ChangePassword => {
-                let password_generation = generation(own);
-                (own, Command::ChangePassword { password_generation, password: request.to_string() })
+                let checked = password(own);
+                (own, Command::ChangePassword { checked, password: request.to_string() })
             }
             Step::Send { name, text } => {
                 self.sent.push(MessageId(request));
@@ -114,13 +114,13 @@ impl Script {
             Step::Delete { picks } => (own, Command::Delete { messages: picked(picks) }),
             Step::Intrude { name } => (named(*name), Command::Delete { messages: self.sent.clone() }),
             Step::Retry => {
-                let view = Operation::View { primary: ServerId(1), members: vec![] };
+                let view = Operation::View { primary: ServerId(1), members: vec![], absent: vec![] };
                 return self.latest[at].clone().map_or(view, Operation::Command);
             }
             Step::Expire { back_ms } => {
                 return Operation::Expire { before_unix_ms: chat.unix_ms - back_ms };
             }
-            Step::View => return Operation::View { primary: ServerId(1), members: vec![] },
+            Step::View => return Operation::View { primary: ServerId(1), members: vec![], absent: vec![] },
         };
         let acknowledged = RequestNumber(request.number.0.saturating_sub(4));
         let command = ClientCommand { request, acknowledged, account, command };
@@ -221,7 +221,7 @@ fn any_request() -> impl Strategy<Value = RequestId> {
     (any::<u64>(), any::<u64>()).prop_map(|(client, number)| request(ClientId(client), number))
 }
 
-fn any_text() -> impl Strategy<Value = String> {
+fn any_text() -> impl Strategy<Value = String> + Clone {
     prop_oneof![
         ".*",
         "[\\\\\"',\n\r\t=+@-]{0,9}",
@@ -236,12 +236,12 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         prop_oneof![
             (any_text(), any_text(), any::<[u8; 32]>())
                 .prop_map(|(name, password, token)| Command::Register { name, password, token }),
-            (any::<u32>(), any::<[u8; 32]>())
-                .prop_map(|(password_generation, token)| Command::Login { password_generation, token }),
+            (any_request(), any::<[u8; 32]>())
+                .prop_map(|(checked, token)| Command::Login { checked, token }),
             any::<bool>().prop_map(|everywhere| Command::Logout { everywhere }),
-            any::<u32>().prop_map(|password_generation| Command::DeleteAccount { password_generation }),
-            (any::<u32>(), any_text()).prop_map(|(password_generation, password)| {
-                Command::ChangePassword { password_generation, password }
+            any_request().prop_map(|checked| Command::DeleteAccount { checked }),
+            (any_request(), any_text()).prop_map(|(checked, password)| {
+                Command::ChangePassword { checked, password }
             }),
             (any_request(), any_text()).prop_map(|(to, text)| Command::Send { to: AccountId(to), text }),
             messages().prop_map(|messages| Command::Acknowledge { messages }),
@@ -251,7 +251,7 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         |(request, acknowledged, account, command)| {
             let account = AccountId(account.unwrap_or(request));
             let acknowledged = RequestNumber(acknowledged);
-            Operation::Command(ClientCommand { request, acknowledged, account, command })
+            ClientCommand { request, acknowledged, account, command }
         },
     );
     let member = (any::<u8>(), any::<u32>()).prop_map(|(server, incarnation)| Member {
@@ -259,9 +259,15 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         incarnation: Incarnation(incarnation),
     });
     prop_oneof![
-        10 => client_command,
-        1 => (any::<u8>(), prop::collection::vec(member, 0..4))
-            .prop_map(|(primary, members)| Operation::View { primary: ServerId(primary), members }),
+        10 => client_command.clone().prop_map(Operation::Command),
+        5 => (any::<u64>(), client_command)
+            .prop_map(|(fork, command)| Operation::Rebased { fork: LogIndex(fork), command }),
+        1 => (any::<u8>(), prop::collection::vec(member, 0..4), prop::collection::vec(any::<u8>(), 0..3))
+            .prop_map(|(primary, members, absent)| Operation::View {
+                primary: ServerId(primary),
+                members,
+                absent: absent.into_iter().map(ServerId).collect(),
+            }),
         1 => Just(Operation::Closed),
         1 => any::<u64>().prop_map(|before_unix_ms| Operation::Expire { before_unix_ms }),
     ]

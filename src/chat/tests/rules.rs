@@ -10,7 +10,7 @@ fn a_new_account_is_named_after_its_request_and_logged_in() {
     let alice = chat.register(1, "Alice");
     assert_eq!(alice.id, AccountId(request(ClientId(1), 1)));
     let account = chat.state.account(alice.id).unwrap();
-    assert_eq!((account.name.as_str(), account.password_generation), ("Alice", 0));
+    assert_eq!((account.name.as_str(), account.password_set), ("Alice", alice.id.0));
     assert_eq!(account.created_unix_ms, chat.unix_ms);
     let session = chat.state.session(alice.client).unwrap();
     assert_eq!((session.account, session.token), (alice.id, [1; 32]));
@@ -70,14 +70,14 @@ fn a_login_says_how_much_waits_and_takes_the_new_token() {
 fn a_login_with_a_password_that_was_replaced_meanwhile_is_refused() {
     let mut chat = Chat::new();
     let alice = chat.register(1, "alice");
-    let change = Command::ChangePassword { password_generation: 0, password: "$argon2id$2".into() };
+    let change = Command::ChangePassword { checked: alice.id.0, password: "$argon2id$2".into() };
     assert_eq!(chat.reply(alice, change.clone()), Reply::PasswordChanged);
     assert_eq!(chat.state.account(alice.id).unwrap().password, "$argon2id$2");
-    let login = Command::Login { password_generation: 0, token: [0; 32] };
+    let login = Command::Login { checked: alice.id.0, token: [0; 32] };
     let reply = chat.ask_as(ClientId(5), 1, alice.id, login).reply;
     assert_eq!(reply, Some(refused(Refusal::PasswordChanged)));
     assert_eq!(chat.reply(alice, change), refused(Refusal::PasswordChanged));
-    let delete = Command::DeleteAccount { password_generation: 0 };
+    let delete = Command::DeleteAccount { checked: alice.id.0 };
     assert_eq!(chat.reply(alice, delete), refused(Refusal::PasswordChanged));
     assert_eq!(chat.state.account(alice.id).unwrap().password_generation, 1);
 }
@@ -114,8 +114,8 @@ fn a_command_without_a_session_of_its_account_is_refused() {
         for command in [
             send(bob, "hi"),
             Command::Logout { everywhere: true },
-            Command::DeleteAccount { password_generation: 0 },
-            Command::ChangePassword { password_generation: 0, password: String::new() },
+            Command::DeleteAccount { checked: alice.id.0 },
+            Command::ChangePassword { checked: alice.id.0, password: String::new() },
             Command::Acknowledge { messages: vec![] },
             Command::Delete { messages: vec![] },
         ] {
@@ -143,7 +143,7 @@ fn a_new_password_ends_all_other_sessions() {
     let mut chat = Chat::new();
     let alice = chat.register(1, "alice");
     chat.log_in(2, alice.id);
-    let change = Command::ChangePassword { password_generation: 0, password: "new".into() };
+    let change = Command::ChangePassword { checked: alice.id.0, password: "new".into() };
     let outcome = chat.ask(alice, change);
     assert_eq!(outcome.ended, [ClientId(2)]);
     assert!(chat.state.session(alice.client).is_some());
