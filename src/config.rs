@@ -70,6 +70,12 @@ pub const SMALL_STATE_BYTES: u64 = 4 * 1024 * 1024;
 /// Log bytes since the last checkpoint that make the next one due, at least.
 pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
+/// Most entries of a view that some member may not hold when the view ends; beyond it `busy`.
+pub const UNCOMMITTED_ENTRIES_MAX: u64 = 65_536;
+/// The ids of so many applied entries are kept at most while a configured server is absent (R8).
+pub const APPLIED_ENTRIES_MAX: u64 = 10_000_000;
+
+const _: () = assert!(UNCOMMITTED_ENTRIES_MAX < APPLIED_ENTRIES_MAX);
 const _: () = assert!(HEARTBEAT.as_millis() * 4 <= SUSPICION.as_millis());
 const _: () = assert!(BATCH_BYTES_MAX + 4 * FRAME_CLIENT_BYTES_MAX < FRAME_PEER_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX * 2 < FRAME_CLIENT_BYTES_MAX);

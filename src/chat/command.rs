@@ -4,7 +4,8 @@ use crate::row::{Fields, RowError, RowWriter};
 use crate::types::{AccountId, ClientId, LogIndex, Member, MessageId, RequestId, RequestNumber, ServerId};
 
 /// The fields of an operation in a log row after `kind`, `index`, `view` and `time_ms`: see [`Operation::write_fields`].
-pub const OPERATION_FIELDS: [&str; 6] = ["request", "acknowledged", "account", "subject", "text", "extra"];
+pub const OPERATION_FIELDS: [&str; 7] =
+    ["request", "acknowledged", "account", "subject", "text", "extra", "fork"];
 
 /// What one log entry does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,6 +247,20 @@ pub struct Outcome {
 }
 
 impl Operation {
+    /// What to propose of a row of a log that shares only what is up to `fork` (R3); none of rows that are no commands.
+    ///
+    /// What was proposed again there already keeps the earlier fork: since that one its id may be known here.
+    #[must_use]
+    pub fn proposed_again(self, fork: LogIndex) -> Option<Self> {
+        match self {
+            Self::Command(command) => Some(Self::Rebased { fork, command }),
+            Self::Rebased { fork: earlier, command } => {
+                Some(Self::Rebased { fork: fork.min(earlier), command })
+            }
+            Self::View { .. } | Self::Closed | Self::Expire { .. } => None,
+        }
+    }
+
     /// The keyword in the log's `kind` column.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -258,7 +273,7 @@ impl Operation {
         }
     }
 
-    /// Appends the six fields [`OPERATION_FIELDS`]; those that a kind does not use are empty.
+    /// Appends the fields [`OPERATION_FIELDS`]; those that a kind does not use are empty.
     pub fn write_fields(&self, row: &mut RowWriter) {
         match self {
             Self::Command(command) => return command.write_fields(None, row),
@@ -285,14 +300,15 @@ impl Operation {
                 }
             }
         }
+        row.encoded(b"");
     }
 
-    /// Reads an operation from its `kind` and the six fields that start at field `first`.
+    /// Reads an operation from its `kind` and the fields that start at field `first`.
     ///
     /// # Errors
     /// [`RowError::Field`] with the field that does not fit.
     pub fn read_fields(kind: usize, first: usize, fields: &Fields) -> Result<Self, RowError> {
-        let [subject, text, extra] = std::array::from_fn(|at| first + 3 + at);
+        let [subject, text, extra, fork] = std::array::from_fn(|at| first + 3 + at);
         match fields.raw(kind) {
             "view" => Ok(Self::View {
                 primary: ServerId(fields.value(subject, "a server's number")?),
@@ -306,22 +322,18 @@ impl Operation {
                 Ok(Self::Expire { before_unix_ms: fields.value(subject, "milliseconds since 1970")? })
             }
             other => match other.strip_prefix(REBASED) {
-                None => {
-                    Ok(Self::Command(ClientCommand::read_fields(kind, other, first, fields.raw(extra), fields)?))
-                }
-                Some(command) => {
-                    let (fork, rest) = fields.raw(extra).split_once(' ').unwrap_or((fields.raw(extra), ""));
-                    let fork = fork.parse().map_err(|_| fields.error(extra, "the index of a fork"))?;
-                    let command = ClientCommand::read_fields(kind, command, first, rest, fields)?;
-                    Ok(Self::Rebased { fork: LogIndex(fork), command })
-                }
+                None => Ok(Self::Command(ClientCommand::read_fields(kind, other, first, fields)?)),
+                Some(command) => Ok(Self::Rebased {
+                    fork: LogIndex(fields.value(fork, "the index of a fork")?),
+                    command: ClientCommand::read_fields(kind, command, first, fields)?,
+                }),
             },
         }
     }
 }
 
 impl ClientCommand {
-    /// Appends the six fields; of a command proposed again the last one begins with the fork.
+    /// Appends the fields; the fork is that of a command proposed again.
     fn write_fields(&self, fork: Option<LogIndex>, row: &mut RowWriter) {
         let Self { request, acknowledged, account, command } = self;
         row.id(*request);
@@ -331,63 +343,55 @@ impl ClientCommand {
         } else {
             row.id(account.0);
         }
-        let token = match command {
+        match command {
             Command::Register { name, password, token } => {
                 row.text(name);
                 row.text(password);
-                Some(token)
+                row.plain(Hex(token));
             }
             Command::Login { checked, token } => {
                 row.id(*checked);
                 row.encoded(b"");
-                Some(token)
+                row.plain(Hex(token));
             }
             Command::Logout { everywhere } => {
                 row.plain(if *everywhere { "everywhere" } else { "here" });
                 row.encoded(b"");
-                None
+                row.encoded(b"");
             }
             Command::DeleteAccount { checked } => {
                 row.id(*checked);
                 row.encoded(b"");
-                None
+                row.encoded(b"");
             }
             Command::ChangePassword { checked, password } => {
                 row.id(*checked);
                 row.text(password);
-                None
+                row.encoded(b"");
             }
             Command::Send { to, text } => {
                 row.id(to.0);
                 row.text(text);
-                None
+                row.encoded(b"");
             }
             Command::Acknowledge { messages } | Command::Delete { messages } => {
                 row.encoded(b"");
                 row.plain(Joined(messages));
-                None
+                row.encoded(b"");
             }
-        };
-        match (fork, token) {
-            (None, None) => row.encoded(b""),
-            (None, Some(token)) => row.plain(Hex(token)),
-            (Some(fork), None) => row.number(fork.0),
-            (Some(fork), Some(token)) => row.plain(format_args!("{} {}", fork.0, Hex(token))),
+        }
+        match fork {
+            Some(fork) => row.number(fork.0),
+            None => row.encoded(b""),
         }
     }
 
-    /// Reads a command of this kind; `token` is what the last of the six fields holds besides a fork.
-    fn read_fields(
-        kind: usize,
-        keyword: &str,
-        first: usize,
-        token: &str,
-        fields: &Fields,
-    ) -> Result<Self, RowError> {
+    /// Reads a command with this keyword.
+    fn read_fields(kind: usize, keyword: &str, first: usize, fields: &Fields) -> Result<Self, RowError> {
         let [request, acknowledged, account, subject, text, extra] = std::array::from_fn(|at| first + at);
         let request_id: RequestId = fields.value(request, "a request id")?;
         let checked = || fields.value(subject, "the id of the request that set the password");
-        let token = || parse_hash(token).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
+        let token = || parse_hash(fields.raw(extra)).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
         let messages = || {
             parse_joined(fields.raw(text), |id| id.parse().ok().map(MessageId))
                 .ok_or_else(|| fields.error(text, "message ids"))

@@ -7,8 +7,19 @@ use crate::row::{Fields, RowError, RowWriter};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
 
 /// The columns of an entry's replicated bytes.
-pub const ENTRY_FIELDS: [&str; 10] =
-    ["kind", "index", "view", "time_ms", "request", "acknowledged", "account", "subject", "text", "extra"];
+pub const ENTRY_FIELDS: [&str; 11] = [
+    "kind",
+    "index",
+    "view",
+    "time_ms",
+    "request",
+    "acknowledged",
+    "account",
+    "subject",
+    "text",
+    "extra",
+    "fork",
+];
 
 /// Most entries are no longer than this.
 const ROW_BYTES_USUAL: usize = 512;

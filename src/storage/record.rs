@@ -1,6 +1,6 @@
 //! The rows of `server_log.csv`.
 //!
-//! Each row has a sequence number, the ten replicated fields of an entry (or what another kind of row keeps in those
+//! Each row has a sequence number, the replicated fields of an entry (or what another kind of row keeps in those
 //! columns), the chain, and the checksum. Rows that are no entries are this server's own: they are never replicated.
 
 use crate::chat::command::{format_members, parse_members};
@@ -13,7 +13,7 @@ pub(super) const LIVE: &str = "server_log.csv";
 
 /// The first line of every segment and every file that rows are moved to.
 pub(super) const HEADER: &str =
-    "sequence,kind,index,view,time_ms,request,acknowledged,account,subject,text,extra,chain,crc\n";
+    "sequence,kind,index,view,time_ms,request,acknowledged,account,subject,text,extra,fork,chain,crc\n";
 
 /// How many rows begin a segment: anchor, views, hard state, installed view, commit.
 pub(super) const HEAD_ROWS: u64 = 5;
@@ -22,7 +22,7 @@ pub(super) const HEAD_ROWS: u64 = 5;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'a> {
     pub(super) sequence: u64,
-    /// The ten replicated fields.
+    /// The replicated fields.
     pub(super) body: &'a [u8],
     chain: &'a [u8],
 }
@@ -109,7 +109,7 @@ impl Line<'_> {
     pub(super) fn chain(&self) -> Result<u32, RowError> {
         let text = std::str::from_utf8(self.chain).ok().filter(|text| text.len() == 8);
         text.and_then(|text| u32::from_str_radix(text, 16).ok())
-            .ok_or_else(|| wrong(12, self.chain, "a chain of eight hexadecimal digits"))
+            .ok_or_else(|| wrong(13, self.chain, "a chain of eight hexadecimal digits"))
     }
 }
 
@@ -147,6 +147,7 @@ fn write_columns(row: &mut RowWriter, sequence: u64, kind: &str, columns: &Colum
     row.text(&columns.subject);
     row.text(&columns.text);
     row.text(&columns.extra);
+    row.encoded(b"");
     row.plain(columns.chain.map(|chain| format!("{chain:08x}")).unwrap_or_default());
     row.end();
 }

@@ -212,7 +212,7 @@ proptest! {
         row.plain(operation.kind());
         operation.write_fields(&mut row);
         let mut fields = Fields::new();
-        fields.parse(row.row(), 7).unwrap();
+        fields.parse(row.row(), 8).unwrap();
         prop_assert_eq!(Operation::read_fields(0, 1, &fields), Ok(operation));
     }
 }
@@ -221,7 +221,7 @@ fn any_request() -> impl Strategy<Value = RequestId> {
     (any::<u64>(), any::<u64>()).prop_map(|(client, number)| request(ClientId(client), number))
 }
 
-fn any_text() -> impl Strategy<Value = String> + Clone {
+fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![
         ".*",
         "[\\\\\"',\n\r\t=+@-]{0,9}",
@@ -259,9 +259,10 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         incarnation: Incarnation(incarnation),
     });
     prop_oneof![
-        10 => client_command.clone().prop_map(Operation::Command),
-        5 => (any::<u64>(), client_command)
-            .prop_map(|(fork, command)| Operation::Rebased { fork: LogIndex(fork), command }),
+        10 => (prop::option::of(any::<u64>()), client_command).prop_map(|(fork, command)| match fork {
+            None => Operation::Command(command),
+            Some(fork) => Operation::Rebased { fork: LogIndex(fork), command },
+        }),
         1 => (any::<u8>(), prop::collection::vec(member, 0..4), prop::collection::vec(any::<u8>(), 0..3))
             .prop_map(|(primary, members, absent)| Operation::View {
                 primary: ServerId(primary),
