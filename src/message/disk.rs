@@ -14,7 +14,7 @@ pub enum Write {
     /// Rows for entries that follow the last one.
     Append(Vec<Arc<Entry>>),
     /// The entries above `after` are no longer part of the log. Their rows are moved to a synced file of their own
-    /// before this takes effect (R2, V7).
+    /// before this takes effect (R2, V7). If the log begins above `after`, that is all that happens.
     Truncate {
         /// The last entry that stays.
         after: LogIndex,
@@ -23,6 +23,11 @@ pub enum Write {
     HardState(HardState),
     /// Installs a view.
     View(View),
+    /// All rows of this file of diverged ones are committed elsewhere: it goes (R7).
+    Forget {
+        /// [`DivergedPlace::file`].
+        file: String,
+    },
     /// A hint for recovery: everything up to here was committed. Nothing waits for it.
     Commit(LogIndex),
 }
@@ -51,6 +56,32 @@ pub struct Recovered {
     /// Rotten rows (D4): the entry before each gap, and the last missing index. `tail` ends before the first gap
     /// that concerns it.
     pub gaps: Vec<(Position, LogIndex)>,
+    /// There are files of diverged rows to be proposed again (R3).
+    pub diverged: bool,
+}
+
+/// A place in the files of diverged rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DivergedPlace {
+    /// The file.
+    pub file: String,
+    /// The byte.
+    pub offset: u64,
+}
+
+/// Some rows of a log that lost against another one (R2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct DivergedRows {
+    /// The last index that this log shares with the one that won.
+    pub fork: LogIndex,
+    /// The clients' commands among them.
+    pub entries: Vec<Arc<Entry>>,
+    /// What comes next.
+    pub next: DivergedPlace,
+    /// These are the last ones of the file.
+    pub ends: bool,
+    /// At the beginning of a file: how many commands there are from here on, in all files.
+    pub total: Option<u64>,
 }
 
 /// What to read from the disk for a peer.
@@ -70,6 +101,8 @@ pub enum Read {
         /// The first byte.
         offset: u64,
     },
+    /// Diverged rows: from a place on, or from the first of the oldest file.
+    Diverged(Option<DivergedPlace>),
 }
 
 /// What a read brought.
@@ -89,6 +122,8 @@ pub enum ReadResult {
         /// The part.
         bytes: Bytes,
     },
+    /// Diverged rows; none if there are no more files.
+    Diverged(Option<DivergedRows>),
     /// The disk failed.
     Failed(String),
 }

@@ -31,6 +31,8 @@ pub struct Report {
     pub empty: bool,
     /// Its log ends with a committed `closed` entry of that view.
     pub closed: bool,
+    /// It has rows that must be proposed again before it may become a member (R7, T4).
+    pub rebasing: bool,
 }
 
 /// How a server appears to the others, said in every heartbeat.
@@ -79,6 +81,8 @@ pub struct Pulse {
     pub disk_low: bool,
     /// The sender wants to stop in order.
     pub leaving: bool,
+    /// The sender has rows that must be proposed again before it may become a member (R7, T4).
+    pub rebasing: bool,
 }
 
 /// A message between two proven servers.
@@ -214,6 +218,8 @@ pub enum PeerMessage {
     Diverged {
         /// From the request.
         view: ViewNumber,
+        /// From the request: an answer to another one is void.
+        last: Position,
         /// The end of the last view both share.
         shared: LogIndex,
     },
@@ -259,5 +265,25 @@ pub enum PeerMessage {
         after: Position,
         /// The entries.
         entries: Vec<Arc<Entry>>,
+    },
+    /// Rows of a log that has lost against the primary's, to be proposed again (R3).
+    Rebase {
+        /// The view the receiver leads.
+        view: ViewNumber,
+        /// The sender's life.
+        incarnation: Incarnation,
+        /// Names the batch, within that life.
+        nonce: u64,
+        /// The last index that the two logs share.
+        fork: LogIndex,
+        /// The rows as they stood in the sender's log, in their order.
+        rows: Vec<Arc<Entry>>,
+    },
+    /// All rows of a batch are committed in this view (R7).
+    RebaseOk {
+        /// The view.
+        view: ViewNumber,
+        /// From the batch.
+        nonce: u64,
     },
 }

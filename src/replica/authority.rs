@@ -178,6 +178,7 @@ mod tests {
             continuous: false,
             empty: false,
             closed: false,
+            rebasing: false,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::time::Instant;
 use crate::types::{LogIndex, ServerId, ViewNumber};
 
 use super::backup::Misfit;
-use super::{Effect, Exit, ReadId, Replica, Role};
+use super::{Effect, Exit, Held, ReadId, Replica, Role};
 
 /// A learner that has all there is asks again after this long.
 const POLLED_EVERY: Duration = Duration::from_millis(50);
@@ -68,6 +68,8 @@ pub(super) enum PeerRead {
     Rows { to: ServerId, after: Position },
     /// Answers a request for a part of a checkpoint.
     Checkpoint { to: ServerId, view: ViewNumber, index: LogIndex, offset: u64 },
+    /// For nobody but the primary: what this server has to have proposed again.
+    Diverged,
 }
 
 /// Rotten rows that are being filled in (D4).
@@ -164,7 +166,7 @@ impl Replica {
         // T2: the point of divergence is the end of the last view both share.
         let shared = self.log.shared_with(last, views);
         if shared < last.index {
-            return self.send(from, PeerMessage::Diverged { view, shared });
+            return self.send(from, PeerMessage::Diverged { view, last, shared });
         }
         if let (Some(previous), Some(entries)) =
             (self.log.position(last.index), self.log.batch_after(last.index))
@@ -193,7 +195,7 @@ impl Replica {
         self.peers.get_mut(&from).expect("a configured server").fetched = Some((last, now));
     }
 
-    fn begin_read(&mut self, peer_read: PeerRead, read: Read) {
+    pub(super) fn begin_read(&mut self, peer_read: PeerRead, read: Read) {
         let id = ReadId(self.nonce());
         self.reads.insert(id, peer_read);
         self.effects.push_back(Effect::Read { id, read });
@@ -226,6 +228,10 @@ impl Replica {
             }
             (PeerRead::Checkpoint { to, view, index, offset }, ReadResult::Checkpoint { total, bytes }) => {
                 self.send(to, PeerMessage::CheckpointPart { view, index, offset, total, bytes });
+            }
+            (PeerRead::Diverged, ReadResult::Diverged(rows)) => self.on_diverged_read(rows),
+            (PeerRead::Diverged, ReadResult::Failed(error)) => {
+                self.warn(format!("diverged rows can't be read, and stay where they are: {error}"));
             }
             (_, ReadResult::Failed(error)) => self.warn(format!("a read for another server failed: {error}")),
             (read, _) => unreachable!("a read brought something else than asked: {read:?}"),
@@ -328,31 +334,45 @@ impl Replica {
     }
 
     /// V7, R2: what lies above the shared point is not part of the log. It is moved aside, not lost.
-    pub(super) fn on_diverged(&mut self, from: ServerId, view: ViewNumber, shared: LogIndex) {
-        if !self.awaits_from(from, view) {
+    pub(super) fn on_diverged(&mut self, from: ServerId, view: ViewNumber, last: Position, shared: LogIndex) {
+        if !self.awaits_from(from, view) || last != self.log.last() {
             return;
         }
         if !matches!(self.role, Role::Learner(_)) {
             return self.become_waiting();
         }
-        if shared < self.state.index() || self.log.position(shared).is_none() {
-            return self
-                .start_from_checkpoint("entries that were applied here are not part of the leader's log");
-        }
         let count = shared.distance_to(self.log.last().index);
         self.warn(format!(
-            "moves {count} entries above {shared} aside: they are not part of the leader's log"
+            "moves {count} entries above {shared} aside, to be proposed again: they are not part of the leader's log"
         ));
         self.lose_standing();
+        self.rebasing.begin();
+        if shared < self.state.index() || self.log.position(shared).is_none() {
+            return self.move_applied_aside(shared);
+        }
         self.log.truncate(shared);
         self.write(Write::Truncate { after: shared });
         self.commit = self.commit.min(shared);
         self.send_fetch(from, view);
     }
 
+    /// R2: what was applied can't be taken back in memory. Once the rows are moved and the log is cut on disk, this
+    /// server recovers from a checkpoint of its own from before the fork, or begins anew if it has none.
+    fn move_applied_aside(&mut self, shared: LogIndex) {
+        self.abandon_checkpoint();
+        self.rebasing.diverging = true;
+        let mut id = self.write(Write::Truncate { after: shared });
+        if shared < self.log.disk_base.index {
+            // The log no longer reaches back to the fork, so no part of it is any good.
+            self.hard.standing = Standing::Distrusted;
+            id = self.persist_hard();
+        }
+        self.held.push_back((id, Held::MovedAside));
+    }
+
     /// D5: rows that this disk may have acknowledged are about to go.
     fn lose_standing(&mut self) {
-        if self.hard.standing != Standing::Partial {
+        if !matches!(self.hard.standing, Standing::Partial | Standing::Distrusted) {
             self.hard.standing = Standing::Partial;
             self.persist_hard();
         }

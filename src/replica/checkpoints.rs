@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES};
+use crate::config::{
+    APPLIED_ENTRIES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES,
+};
 use crate::message::{CheckpointResult, CheckpointStep};
 use crate::time::Instant;
 use crate::types::LogIndex;
@@ -15,8 +17,6 @@ use super::{Effect, Replica, Role};
 
 /// So long nothing must have been applied before a small state is written just so.
 const QUIET: Duration = Duration::from_secs(1);
-/// Most bytes of log kept for servers outside the view.
-const KEPT_FOR_ABSENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// So long after a learner last asked, the checkpoint it reads stays.
 const KEPT_FOR_LEARNER: Duration = Duration::from_secs(10);
 /// So many times over the log may outgrow the checkpoint that a learner reads.
@@ -49,8 +49,6 @@ pub(super) struct Checkpointing {
     emitted: bool,
     /// Steps given out and not yet answered, oldest first.
     steps: VecDeque<Step>,
-    /// How many bytes of entries were applied between the checkpoints since the log was last cut.
-    kept_bytes: u64,
     /// How many bytes of entries have been applied since the last one.
     log_bytes: u64,
     last_applied_at: Instant,
@@ -67,7 +65,6 @@ impl Checkpointing {
             writing: None,
             emitted: false,
             steps: VecDeque::new(),
-            kept_bytes: 0,
             log_bytes: 0,
             last_applied_at: now,
             wanted: false,
@@ -118,6 +115,7 @@ impl Replica {
             || self.now < job.not_before
             || receives
             || self.disk_failed
+            || self.rebasing.diverging
         {
             return;
         }
@@ -139,7 +137,7 @@ impl Replica {
         self.state.begin_checkpoint();
         let job = &mut self.checkpointing;
         (job.writing, job.emitted, job.wanted) = (Some(index), false, false);
-        job.kept_bytes += std::mem::take(&mut job.log_bytes);
+        job.log_bytes = 0;
         let (views, digest) = (self.log.views_through(index), self.state.digest());
         self.give_step(CheckpointStep::Begin { position, views, digest });
     }
@@ -194,14 +192,22 @@ impl Replica {
             return;
         }
         (job.older, job.newest) = (job.newest, index);
-        // T3: only below the older of the two that stay.
-        let through = job.older;
-        // While a server is outside the view the log is kept for it: it fetches only what it missed (T1), and should
-        // it have gone on by itself, the rows that differ are still there to be moved aside (R2).
-        let absent = self.view.members.len() < self.configured.len();
-        if through > self.log.disk_base.index && (!absent || job.kept_bytes > KEPT_FOR_ABSENT_BYTES_MAX) {
-            job.kept_bytes = 0;
+        let through = self.cut_through();
+        if through > self.log.disk_base.index {
             self.effects.push_back(Effect::Cut { through });
+        }
+    }
+
+    /// T3: only below the older of the two checkpoints that stay. While a server is outside the view the log is kept for
+    /// it: it fetches only what it missed (T1); and should it have gone on by itself, and win, the rows that differ are
+    /// still here to be moved aside (R2). Not further back than applied ids are known (R8), nor until the disk is full.
+    fn cut_through(&self) -> LogIndex {
+        let absent = self.view.members.len() < self.configured.len();
+        let unneeded = LogIndex(self.checkpointing.newest.0.saturating_sub(APPLIED_ENTRIES_MAX));
+        if absent && !self.disk_low {
+            self.checkpointing.older.min(unneeded)
+        } else {
+            self.checkpointing.older
         }
     }
 

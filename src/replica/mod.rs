@@ -16,6 +16,7 @@ mod log;
 mod peer;
 mod primary;
 mod reads;
+mod rebase;
 mod requests;
 mod start;
 mod stop;
@@ -41,6 +42,7 @@ pub use event::*;
 use log::Log;
 use peer::Peer;
 use primary::Primary;
+use rebase::Rebasing;
 use requests::Requests;
 use view_change::{Candidate, Installing, PreVote};
 
@@ -104,6 +106,7 @@ pub struct Replica {
     batch: Vec<Arc<Entry>>,
     checkpointing: Checkpointing,
     repairing: catch_up::Repairing,
+    rebasing: Rebasing,
     reads: BTreeMap<ReadId, catch_up::PeerRead>,
 
     /// Writes under way, and since when.
@@ -157,6 +160,10 @@ enum Held {
     OwnPromise(ViewNumber),
     /// The view is installed: its leader may be told (V7).
     Installed { leader: ServerId, number: ViewNumber },
+    /// Rows that were applied here are moved aside, and the log is cut (R2).
+    MovedAside,
+    /// A file of diverged rows is gone (R7).
+    Forgotten,
 }
 
 impl Replica {
@@ -170,7 +177,8 @@ impl Replica {
             .map(|id| ServerId(u8::try_from(id).expect("a cluster list has at most 255 servers")))
             .collect();
         assert!(configured.contains(&config.me), "server {} is not configured", config.me);
-        let Recovered { hard, view, state, applied, tail, closed, views, base, checkpoint, gaps } = recovered;
+        let Recovered { hard, view, state, applied, tail, closed, views, base, checkpoint, gaps, diverged } =
+            recovered;
         let me = config.me;
         let known = |server: ServerId| {
             let seen = hard.incarnations.iter().chain(&view.members).filter(|m| m.server == server);
@@ -211,6 +219,7 @@ impl Replica {
             batch: Vec::new(),
             checkpointing: Checkpointing::new(now, checkpoint),
             repairing: catch_up::Repairing::new(gaps),
+            rebasing: Rebasing::new(diverged),
             reads: BTreeMap::new(),
             writes: VecDeque::new(),
             held: VecDeque::new(),
@@ -354,6 +363,7 @@ impl Replica {
         }
         match self.awaits() {
             Some(awaited) => self.describe_awaited(awaited),
+            None if self.rebasing.is_pending() => self.rebasing.note().unwrap_or_default(),
             None if self.disk_low => "the disk is nearly full".to_owned(),
             None => String::new(),
         }
@@ -404,6 +414,7 @@ impl Replica {
         }
         self.tick_pre_vote();
         self.tick_repair();
+        self.tick_rebase();
         self.tick_stop();
         self.maybe_begin_checkpoint();
         self.maybe_note_commit();
@@ -464,7 +475,11 @@ impl Replica {
             PeerMessage::Fetched { view, previous, entries, commit, last } => {
                 self.on_fetched(from, view, previous, &entries, commit, last);
             }
-            PeerMessage::Diverged { view, shared } => self.on_diverged(from, view, shared),
+            PeerMessage::Diverged { view, last, shared } => self.on_diverged(from, view, last, shared),
+            PeerMessage::Rebase { view, incarnation, nonce, fork, rows } => {
+                self.on_rebase(from, view, incarnation, nonce, fork, &rows);
+            }
+            PeerMessage::RebaseOk { view, nonce } => self.on_rebase_ok(from, view, nonce),
             PeerMessage::UseCheckpoint { view, index } => self.on_use_checkpoint(from, view, index),
             PeerMessage::FetchCheckpoint { view, index, offset } => {
                 self.on_fetch_checkpoint(from, view, index, offset);
@@ -490,6 +505,8 @@ impl Replica {
                 Held::Promise { to, number } => self.tell_promise(to, number),
                 Held::OwnPromise(number) => self.on_own_promise(number),
                 Held::Installed { leader, number } => self.on_installed(leader, number),
+                Held::MovedAside => self.on_moved_aside(),
+                Held::Forgotten => self.on_forgotten(),
             }
         }
         match &self.role {
@@ -620,6 +637,7 @@ impl Replica {
             broken: !self.whole_life || self.hard.promised != self.view.number,
             disk_low: self.disk_low,
             leaving: self.stopping.is_some(),
+            rebasing: self.rebasing.is_pending(),
         }
     }
 
@@ -769,12 +787,16 @@ impl Replica {
             outstanding: self.hard.outstanding.clone(),
             installed: self.view.clone(),
             last: self.log.last(),
-            standing: self.hard.standing,
+            standing: match self.hard.standing {
+                Standing::Distrusted => Standing::Partial,
+                standing => standing,
+            },
             continuous: self.is_continuous(),
             empty: self.hard.cluster.is_none()
                 || self.repairing.is_under_way()
                 || self.checkpointing.is_installing(),
             closed: self.log_ends_closed(),
+            rebasing: self.rebasing.is_pending(),
         }
     }
 

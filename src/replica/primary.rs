@@ -13,6 +13,7 @@ use crate::time::Instant;
 use crate::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 
 use super::reads::Reads;
+use super::rebase::Proposed;
 use super::{Replica, Role};
 
 /// N9: an entry that a member has not acknowledged for this long is late,
@@ -43,6 +44,8 @@ pub(super) struct Primary {
     /// Not before this is a view change tried again that is no crash's.
     pub(super) regroup_after: Instant,
     pub(super) reads: Reads,
+    /// The last batch of diverged rows of each server (R3).
+    pub(super) proposed: BTreeMap<ServerId, Proposed>,
 }
 
 impl Primary {
@@ -61,6 +64,7 @@ impl Replica {
             marks: VecDeque::new(),
             regroup_after: self.now + VIEW_SETTLES,
             reads: Reads::default(),
+            proposed: BTreeMap::new(),
         };
         for peer in self.peers.values_mut() {
             peer.slow_since = None;
@@ -84,9 +88,13 @@ impl Replica {
 
     /// Appends an entry to the log; it goes to the disk and to the members with the batch it falls into (N4).
     pub(super) fn append(&mut self, operation: Operation) {
+        self.append_at(self.unix_ms, operation);
+    }
+
+    /// Appends an entry of another time than now: one that is proposed again keeps its own (R10).
+    pub(super) fn append_at(&mut self, unix_ms: u64, operation: Operation) {
         let last = self.log.last();
-        let entry =
-            Arc::new(Entry::new(last.index.next(), self.view.number, self.unix_ms, operation, last.chain));
+        let entry = Arc::new(Entry::new(last.index.next(), self.view.number, unix_ms, operation, last.chain));
         self.log.append(Arc::clone(&entry));
         self.batch.push(entry);
         if self.batch.len() >= BATCH_ENTRIES_MAX {
@@ -145,7 +153,9 @@ impl Replica {
             return;
         }
         let served = primary.is_serving(self.commit);
+        let before = self.commit;
         self.commit_through(everywhere);
+        self.answer_rebases(before);
         if !served {
             self.on_serving();
         }
@@ -264,7 +274,9 @@ impl Replica {
             });
             // Its disk must keep up too, not only its memory.
             let ready = peer.pulse.as_ref().is_some_and(|pulse| {
-                !pulse.leaving && pulse.synced.distance_to(last) <= BATCH_ENTRIES_MAX as u64
+                !pulse.leaving
+                    && !pulse.rebasing
+                    && pulse.synced.distance_to(last) <= BATCH_ENTRIES_MAX as u64
             });
             self.view.member(*id).is_none() && near && ready && !self.is_banned(*id) && !self.is_dead(*id)
         })

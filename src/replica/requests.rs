@@ -7,7 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::chat::command::{ClientCommand, Command, Operation, Outcome, Refusal, Reply, TokenHash};
 use crate::chat::{Known, valid_name, valid_password, valid_text};
-use crate::config::{IDS_PER_REQUEST_MAX, REQUEST_WINDOW, SESSION_EXPIRY, UNSYNCED_BYTES_MAX};
+use crate::config::{
+    IDS_PER_REQUEST_MAX, REQUEST_WINDOW, SESSION_EXPIRY, UNCOMMITTED_ENTRIES_MAX, UNSYNCED_BYTES_MAX,
+};
 use crate::message::{Entry, ErrorCode, ErrorResponse, Push, Request, Response};
 use crate::time::Instant;
 use crate::types::{AccountId, ClientId, ConnectionId, MessageId, RequestId, RequestNumber};
@@ -49,6 +51,8 @@ struct InFlight {
     token: Option<TokenHash>,
     /// It is in the log, so it may be executed although this server stops leading.
     logged: bool,
+    /// It is there because it was proposed again (R3): no client has asked for it here.
+    rebased: bool,
 }
 
 /// A command that waits for a password job.
@@ -60,12 +64,30 @@ struct Job {
 
 #[derive(Debug)]
 enum AfterHash {
-    Register { name: String, token: TokenHash },
-    Login { account: AccountId, checked: RequestId, token: TokenHash },
+    Register {
+        name: String,
+        token: TokenHash,
+    },
+    Login {
+        account: AccountId,
+        checked: RequestId,
+        token: TokenHash,
+    },
     RefuseLogin,
-    DeleteAccount { account: AccountId, checked: RequestId },
-    VerifyThenChange { connection: ConnectionId, account: AccountId, checked: RequestId, new_password: String },
-    Change { account: AccountId, checked: RequestId },
+    DeleteAccount {
+        account: AccountId,
+        checked: RequestId,
+    },
+    VerifyThenChange {
+        connection: ConnectionId,
+        account: AccountId,
+        checked: RequestId,
+        new_password: String,
+    },
+    Change {
+        account: AccountId,
+        checked: RequestId,
+    },
 }
 
 impl Requests {
@@ -365,8 +387,9 @@ impl Replica {
             },
             Request::Logout { everywhere } => Command::Logout { everywhere },
             Request::DeleteAccount { password } => {
-                return self.verify_then(&call, id, account, password, |checked| {
-                    AfterHash::DeleteAccount { account, checked }
+                return self.verify_then(&call, id, account, password, |checked| AfterHash::DeleteAccount {
+                    account,
+                    checked,
                 });
             }
             Request::ChangePassword { password, new_password } => {
@@ -475,8 +498,7 @@ impl Replica {
         let Some(known) = self.state.account(account) else {
             return self.deny(call, ErrorCode::SessionExpired, expired().text);
         };
-        let (name, hash, next) =
-            (known.name.clone(), known.password.clone(), next(known.password_set));
+        let (name, hash, next) = (known.name.clone(), known.password.clone(), next(known.password_set));
         self.fly(call, id, None);
         self.hash(call.connection, name, HashJob::Verify { password, hash: Some(hash) }, id, next);
     }
@@ -508,13 +530,7 @@ impl Replica {
                 AfterHash::VerifyThenChange { connection, account, checked, new_password },
             ) => {
                 let job = HashJob::New { password: new_password };
-                return self.hash(
-                    connection,
-                    String::new(),
-                    job,
-                    id,
-                    AfterHash::Change { account, checked },
-                );
+                return self.hash(connection, String::new(), job, id, AfterHash::Change { account, checked });
             }
             (Hashed::New(password), AfterHash::Change { account, checked }) => {
                 let command = Command::ChangePassword { checked, password };
@@ -605,7 +621,31 @@ impl Replica {
 
     fn fly(&mut self, call: &Call, id: RequestId, token: Option<TokenHash>) {
         let waiters = vec![(call.connection, call.request)];
-        self.requests.in_flight.insert(id, InFlight { waiters, token, logged: false });
+        self.requests.in_flight.insert(id, InFlight { waiters, token, logged: false, rebased: false });
+    }
+
+    /// N2: a command that is proposed again is in the log, so a retry waits for it. One that is in flight already has an
+    /// entry of its own, before this one or after a password job: whichever is applied first counts.
+    pub(super) fn note_proposed_again(&mut self, command: &ClientCommand) {
+        let token = match &command.command {
+            Command::Register { token, .. } | Command::Login { token, .. } => Some(*token),
+            _ => None,
+        };
+        let flight = || InFlight { waiters: Vec::new(), token, logged: true, rebased: true };
+        self.requests.in_flight.entry(command.request).or_insert_with(flight);
+    }
+
+    /// A command was proposed again and brought no reply: it was applied before, or has become a conflict. Whoever has
+    /// retried it meanwhile asks once more, and is then answered by what is known of it.
+    fn land_without_reply(&mut self, id: RequestId) {
+        if !self.requests.in_flight.get(&id).is_some_and(|flight| flight.rebased) {
+            return;
+        }
+        for (connection, request) in self.land(id) {
+            let text = "the request was proposed again after a split; ask again";
+            let error = ErrorResponse { maybe_executed: true, ..failure(ErrorCode::Interrupted, text) };
+            self.fail(connection, request, error);
+        }
     }
 
     fn land(&mut self, id: RequestId) -> Vec<(ConnectionId, u32)> {
@@ -647,17 +687,24 @@ impl Replica {
                 format!("{copies} servers hold copies, --min-copies asks for {}", self.config.min_copies);
             return Some(failure(ErrorCode::TooFewCopies, text));
         }
-        let low = |member: &crate::types::Member| {
-            self.peers.get(&member.server).and_then(|p| p.pulse.as_ref()).is_some_and(|pulse| pulse.disk_low)
-        };
-        if self.disk_failed || self.disk_low || self.view.members.iter().any(low) {
+        if self.disk_failed || self.is_disk_low() {
             let text = "a server's disk is nearly full or has failed: nothing can be written";
             return Some(failure(ErrorCode::DiskFull, text));
         }
-        if self.log.bytes_after(self.commit) > UNSYNCED_BYTES_MAX {
+        // R8: no more than this may be uncommitted when a view ends, since no more ids than that are kept for certain.
+        let uncommitted = self.commit.distance_to(self.log.last().index);
+        if self.log.bytes_after(self.commit) > UNSYNCED_BYTES_MAX || uncommitted >= UNCOMMITTED_ENTRIES_MAX {
             return Some(failure(ErrorCode::Busy, "too much waits for the disks"));
         }
         None
+    }
+
+    /// D3: the disk of this server or of another member is nearly full.
+    pub(super) fn is_disk_low(&self) -> bool {
+        let low = |member: &crate::types::Member| {
+            self.peers.get(&member.server).and_then(|p| p.pulse.as_ref()).is_some_and(|pulse| pulse.disk_low)
+        };
+        self.disk_low || self.view.members.iter().any(low)
     }
 
     /// X2: sessions expire by a logged entry, never by a local clock.
@@ -682,10 +729,14 @@ impl Replica {
         for client in outcome.ended {
             self.end_session(client);
         }
-        if let (Operation::Command(command), Some(reply)) = (&entry.operation, outcome.reply) {
-            for (connection, request) in self.land(command.request) {
-                self.reply(connection, request, command.request.client, reply.clone());
+        match (&entry.operation, outcome.reply) {
+            (Operation::Command(command) | Operation::Rebased { command, .. }, Some(reply)) => {
+                for (connection, request) in self.land(command.request) {
+                    self.reply(connection, request, command.request.client, reply.clone());
+                }
             }
+            (Operation::Rebased { command, .. }, None) => self.land_without_reply(command.request),
+            _ => {}
         }
         if let Some((account, message)) = outcome.queued {
             self.push_message(account, message);

@@ -166,6 +166,7 @@ impl Replica {
         self.warn(format!("{text}; this one holds nothing of any user and yields: it joins the other"));
         self.stop_leading();
         self.log.truncate(LogIndex::ZERO);
+        self.rebasing.begin();
         self.write(Write::Truncate { after: LogIndex::ZERO });
         self.view = View::default();
         self.write(Write::View(View::default()));

@@ -72,7 +72,8 @@ impl Replica {
     }
 
     fn wants_view_change(&self) -> bool {
-        let unfit = self.hard.cluster.is_none() || self.hard.standing == Standing::Partial;
+        let unfit = self.hard.cluster.is_none()
+            || matches!(self.hard.standing, Standing::Partial | Standing::Distrusted);
         if unfit || self.repairing.is_under_way() || self.stopping.is_some() || self.disk_failed {
             return false;
         }
@@ -560,6 +561,7 @@ impl Replica {
             *server == self.me
                 || formation.sources.contains(server)
                 || (!report.empty
+                    && !report.rebasing
                     && is_near(report.last, end)
                     && self.log.position(report.last.index) == Some(report.last))
         };
@@ -716,7 +718,8 @@ impl Replica {
             self.promise(number);
             self.persist_hard();
         }
-        if named.is_none() || !self.is_prefix_of(start, &views) {
+        // T4: who rebases is not counted yet; whoever named it has heard of it too late.
+        if named.is_none() || self.rebases_as_learner() || !self.is_prefix_of(start, &views) {
             return self.become_learner(from, number);
         }
         self.stop_leading();
@@ -830,9 +833,14 @@ impl Replica {
         }
     }
 
-    /// Rotten rows are being filled in, or a checkpoint is being put in place: the log must not move meanwhile.
+    /// Rotten rows are being filled in, a checkpoint is being put in place, or rows that were applied are being moved
+    /// aside: the log must not move meanwhile.
     pub(super) fn is_occupied(&self) -> bool {
-        self.repairing.is_under_way() || self.checkpointing.is_installing()
+        self.repairing.is_under_way() || self.checkpointing.is_installing() || self.rebasing.diverging
+    }
+
+    fn rebases_as_learner(&self) -> bool {
+        self.rebasing.is_pending() && self.hard.standing == Standing::Partial
     }
 
     /// Whether the view that is said to be active is the one this server has installed, and nothing else is promised:

@@ -12,7 +12,7 @@ use tracing::{error, warn};
 use super::driver::Input;
 use crate::message::{CheckpointResult, CheckpointStep, Entry, Installed, Position, Read, ReadResult, Write};
 use crate::replica::{Event, ReadId};
-use crate::storage::{Checkpoints, CommitLog, Disk as _, LogReader, OsDisk, StorageError};
+use crate::storage::{Checkpoints, CommitLog, Disk as _, LogReader, OsDisk, StorageError, read_diverged};
 use crate::types::{LogIndex, WriteId};
 
 /// With less space left new writes are refused (D3).
@@ -238,6 +238,7 @@ impl Background {
                 Err(error) => ReadResult::Failed(error.to_string()),
             },
             Read::Checkpoint { index, offset } => self.checkpoints.read(*index, *offset),
+            Read::Diverged(place) => read_diverged(&self.disk, place.as_ref()),
         };
         tell(&self.report, Event::ReadDone { id, result });
     }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::disk::{Disk, DiskFile};
+use super::diverged;
 use super::error::StorageError;
 use super::index::{Index, Segment};
 use super::lines::buffer_for;
@@ -236,8 +237,8 @@ impl<D: Disk> CommitLog<D> {
         self.note_failure(result)
     }
 
-    /// Moves the log's rows to synced files of their own (R2) and lets the log start after an installed checkpoint
-    /// (T5).
+    /// Moves the log's rows to synced files of their own, `replaced-….csv`, and lets the log start after an installed
+    /// checkpoint (T5), in which they are contained.
     ///
     /// # Errors
     /// The disk fails.
@@ -293,6 +294,7 @@ impl<D: Disk> CommitLog<D> {
                 let sequence = self.begin_row();
                 write_commit(&mut self.rows, sequence, *index);
             }
+            Write::Forget { file } => diverged::forget(&self.disk, file)?,
         }
         // The bound on what a crash can leave in doubt (D2).
         if self.rows.len() > UNSYNCED_BYTES_MAX / 2 { self.flush() } else { Ok(()) }
@@ -340,8 +342,11 @@ impl<D: Disk> CommitLog<D> {
             self.last
         );
         self.flush()?;
-        let position = self.position(after)?;
         let moved_to = self.move_aside(after)?;
+        if after < self.base.index {
+            return Ok(()); // The log has no such entry to end with; whoever asks for this gives up all of it next.
+        }
+        let position = self.position(after)?;
         let sequence = self.begin_row();
         write_truncate(&mut self.rows, sequence, after, &moved_to);
         lock(&self.index).truncate(after);
@@ -368,8 +373,7 @@ impl<D: Disk> CommitLog<D> {
 
     /// Copies the rows above `after`, damaged ones too, to a file of their own.
     fn move_aside(&self, after: LogIndex) -> Result<String, StorageError> {
-        let (first, view) = (after.next(), self.last.view);
-        let name = format!("diverged-{first}-{view}-{}.csv", self.next_sequence);
+        let name = diverged::name_of(after, self.last.view, self.next_sequence);
         let aside = format!("{name}.new");
         let mut file = attempt(&self.disk, "create", &aside, self.disk.create(&aside))?;
         let mut rows = HEADER.as_bytes().to_vec();
@@ -500,7 +504,7 @@ impl<D: Disk> CommitLog<D> {
         let segments: Vec<(u64, Segment<D::File>)> =
             lock(&self.index).segments.iter().map(|(&number, segment)| (number, segment.clone())).collect();
         let moved_name = |number: u64, segment: &Segment<D::File>| {
-            format!("diverged-{}-{}-{number}.csv", segment.anchor.index.next(), self.last.view)
+            format!("replaced-{}-{}-{number}.csv", segment.anchor.index.next(), self.last.view)
         };
         for (number, segment) in segments.iter().filter(|(_, segment)| segment.name != LIVE) {
             rename(&self.disk, &segment.name, &moved_name(*number, segment))?;

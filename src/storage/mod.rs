@@ -6,6 +6,7 @@
 //! - `scan`: one pass over a log, which finds where each entry stands and what is damaged (D4).
 //! - `commit_log`: the writer (D1-D3, R2); `log_reader`: reads entries back while the log is written (T1).
 //! - `checkpoint`: tables, two generations, one link (T5, D6).
+//! - `diverged`: rows that were moved aside, to be proposed again (R2, R7).
 //! - `recovery`: [`open`] puts these together when a server starts.
 //!
 //! **Invariant:** everything here is synchronous and deterministic; nothing reads a clock, starts a thread or knows
@@ -16,6 +17,7 @@
 mod checkpoint;
 mod commit_log;
 mod disk;
+mod diverged;
 mod error;
 mod index;
 mod lines;
@@ -28,6 +30,7 @@ mod scan;
 pub use checkpoint::{CheckpointReader, Checkpoints};
 pub use commit_log::CommitLog;
 pub use disk::{Disk, DiskFile, OsDisk, OsFile};
+pub use diverged::read_diverged;
 pub use error::StorageError;
 pub use log_reader::LogReader;
 pub use memory_disk::{MemoryDisk, MemoryFile};

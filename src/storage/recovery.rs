@@ -11,13 +11,14 @@ use super::checkpoint::{
 };
 use super::commit_log::{CommitLog, Head, LIVE_NEW, LIVE_NEXT, attempt, copy_part, rename, write_file};
 use super::disk::{Disk, DiskFile};
+use super::diverged;
 use super::error::StorageError;
 use super::log_reader::LogReader;
 use super::record::{LIVE, note_view, write_hard_state};
 use super::scan::{Presence, Scan, Tail, log_files, scan};
 use crate::chat::State;
 use crate::chat::command::Operation;
-use crate::message::{Entry, HardState, Position, Recovered, Standing, View};
+use crate::message::{Entry, HardState, Position, Recovered, Standing, View, ViewTable};
 use crate::row::RowWriter;
 use crate::types::{Incarnation, LogIndex, ServerId};
 
@@ -87,11 +88,21 @@ pub fn open_with<D: Disk>(
         base: found.base,
         checkpoint: chosen.manifest.as_ref().map_or(LogIndex::ZERO, |manifest| manifest.position.index),
         gaps: found.gaps.iter().map(|gap| (gap.after, gap.through)).collect(),
+        diverged: diverged::exist(&disk)?,
     };
+    if chosen.anew {
+        found.hard.standing = Standing::Partial;
+        recovered.hard.standing = Standing::Partial;
+    }
     rewrite_live(&disk, &mut found)?;
     settle_checkpoints(&disk, &chosen.kept, &chosen.bad)?;
     let commit = found.commit;
     let mut log = CommitLog::resume(disk.clone(), found, segment_bytes_max)?;
+    if chosen.anew {
+        log.restart(Position::default(), &ViewTable::new())?;
+        (recovered.base, recovered.views, recovered.gaps) =
+            (Position::default(), ViewTable::new(), Vec::new());
+    }
     if let Some(manifest) = &chosen.manifest {
         if chosen.beyond {
             notices.push(format!(
@@ -183,6 +194,9 @@ struct Chosen {
     manifest: Option<Manifest>,
     /// The log does not have the checkpoint's entry: it was installed, and a crash came before the log's restart.
     beyond: bool,
+    /// Nothing here can be started from, and nothing needs to be: this disk counts for nothing before it has caught up.
+    /// The log begins anew, from nothing; its rows go to files of their own.
+    anew: bool,
     /// The directories that stay, the current one first.
     kept: Vec<String>,
     /// The directories that can't be read.
@@ -198,6 +212,16 @@ fn choose<D: Disk>(
 ) -> Result<Chosen, StorageError> {
     let mut chosen: Option<Chosen> = None;
     let (mut bad, mut first_error) = (Vec::new(), None);
+    let nothing = |anew, bad| {
+        let (state, position, kept) = (State::new(), Position::default(), Vec::new());
+        Chosen { state, position, manifest: None, beyond: false, anew, kept, bad }
+    };
+    if found.hard.standing == Standing::Distrusted {
+        notices.push(
+            "what stood here is not to be trusted (D7): this server begins anew, from the others".into(),
+        );
+        return Ok(nothing(true, bad));
+    }
     for candidate in candidates {
         if let Some(chosen) = &mut chosen {
             if candidate.manifest.is_ok() && chosen.kept.len() < 2 {
@@ -219,7 +243,8 @@ fn choose<D: Disk>(
             Ok((state, manifest)) => {
                 let (position, kept) = (manifest.position, vec![candidate.name]);
                 let manifest = Some(manifest);
-                chosen = Some(Chosen { state, position, manifest, beyond, kept, bad: Vec::new() });
+                chosen =
+                    Some(Chosen { state, position, manifest, beyond, anew: false, kept, bad: Vec::new() });
             }
             Err(error) => {
                 notices.push(format!("a checkpoint is damaged, an older one or the log stands in: {error}"));
@@ -231,6 +256,11 @@ fn choose<D: Disk>(
     if let Some(chosen) = chosen {
         return Ok(Chosen { bad, ..chosen });
     }
+    if found.base.index > LogIndex::ZERO && found.hard.standing == Standing::Partial {
+        let why = "no checkpoint fits what is left of the log: this server begins anew, from the others";
+        notices.push(why.into());
+        return Ok(nothing(true, bad));
+    }
     if found.base.index > LogIndex::ZERO {
         return Err(first_error.unwrap_or_else(|| StorageError::File {
             path: disk.display(DIRECTORY),
@@ -238,8 +268,7 @@ fn choose<D: Disk>(
             expected: format!("one as of entry {} or later, where the log begins", found.base.index),
         }));
     }
-    let (state, position) = (State::new(), Position::default());
-    Ok(Chosen { state, position, manifest: None, beyond: false, kept: Vec::new(), bad })
+    Ok(nothing(false, bad))
 }
 
 /// Whether recovery can start from a checkpoint; if so, whether the log must be restarted after it.
@@ -303,7 +332,8 @@ fn rewrite_live<D: Disk>(disk: &D, found: &mut Scan<D::File>) -> Result<(), Stor
     rename(disk, LIVE_NEW, LIVE)?;
     segment.file = Arc::new(attempt(disk, "open", LIVE, disk.open(LIVE))?);
     for name in attempt(disk, "list", "", disk.list(""))? {
-        let ours = ["server_log", "diverged-", "rotten-"].iter().any(|start| name.starts_with(start));
+        let ours =
+            ["server_log", "diverged-", "replaced-", "rotten-"].iter().any(|start| name.starts_with(start));
         if ours && (name.ends_with(".new") || name == LIVE_NEXT) {
             attempt(disk, "remove", &name, disk.remove_file(&name))?;
         }

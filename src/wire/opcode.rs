@@ -96,6 +96,10 @@ opcodes! {
     FETCH_ROWS = 0x63;
     /// [`crate::message::PeerMessage::Rows`]
     ROWS = 0x64;
+    /// [`crate::message::PeerMessage::Rebase`]
+    REBASE = 0x65;
+    /// [`crate::message::PeerMessage::RebaseOk`]
+    REBASE_OK = 0x66;
 
     /// Answers a ping.
     PONG = 0x81;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Frame, write_frame};
 use super::field::{DecodeError, Reader, VIEW_BYTES, put_bytes, put_list, put_long_list, put_view};
@@ -24,12 +24,14 @@ const PULSE_MEMBER: u8 = 1;
 const PULSE_BROKEN: u8 = 2;
 const PULSE_DISK_LOW: u8 = 4;
 const PULSE_LEAVING: u8 = 8;
-const PULSE_FLAGS: u32 = 4;
+const PULSE_REBASING: u8 = 16;
+const PULSE_FLAGS: u32 = 5;
 
 const REPORT_CONTINUOUS: u8 = 1;
 const REPORT_EMPTY: u8 = 2;
 const REPORT_CLOSED: u8 = 4;
-const REPORT_FLAGS: u32 = 3;
+const REPORT_REBASING: u8 = 8;
+const REPORT_FLAGS: u32 = 4;
 
 /// Appends a message.
 pub fn encode(out: &mut BytesMut, message: &PeerMessage) {
@@ -117,8 +119,9 @@ fn put_catch_up(out: &mut BytesMut, message: &PeerMessage) {
             out.put_u64(last.0);
             put_entries(out, entries);
         }
-        PeerMessage::Diverged { view, shared } => {
+        PeerMessage::Diverged { view, last, shared } => {
             put_view(out, *view);
+            put_position(out, *last);
             out.put_u64(shared.0);
         }
         PeerMessage::UseCheckpoint { view, index } => {
@@ -144,6 +147,17 @@ fn put_catch_up(out: &mut BytesMut, message: &PeerMessage) {
         PeerMessage::Rows { after, entries } => {
             put_position(out, *after);
             put_entries(out, entries);
+        }
+        PeerMessage::Rebase { view, incarnation, nonce, fork, rows } => {
+            put_view(out, *view);
+            out.put_u32(incarnation.0);
+            out.put_u64(*nonce);
+            out.put_u64(fork.0);
+            put_entries(out, rows);
+        }
+        PeerMessage::RebaseOk { view, nonce } => {
+            put_view(out, *view);
+            out.put_u64(*nonce);
         }
         other => unreachable!("{other:?} is no message of catching up"),
     }
@@ -172,6 +186,8 @@ const fn message_opcode(message: &PeerMessage) -> u8 {
         PeerMessage::CheckpointPart { .. } => opcode::CHECKPOINT_PART,
         PeerMessage::FetchRows { .. } => opcode::FETCH_ROWS,
         PeerMessage::Rows { .. } => opcode::ROWS,
+        PeerMessage::Rebase { .. } => opcode::REBASE,
+        PeerMessage::RebaseOk { .. } => opcode::REBASE_OK,
     }
 }
 
@@ -184,7 +200,7 @@ pub fn decode(frame: &Frame) -> Result<PeerMessage, DecodeError> {
     let message = match frame.opcode {
         opcode::HEARTBEAT..=opcode::BARRIER_OK => read_normal(frame.opcode, &mut reader)?,
         opcode::PRE_VOTE..=opcode::NEW_VIEW_OK => read_view_change(frame.opcode, &mut reader)?,
-        opcode::FETCH..=opcode::ROWS => read_catch_up(frame.opcode, &mut reader)?,
+        opcode::FETCH..=opcode::REBASE_OK => read_catch_up(frame.opcode, &mut reader)?,
         opcode => return Err(unknown(opcode)),
     };
     reader.finish()?;
@@ -255,7 +271,11 @@ fn read_catch_up(opcode: u8, r: &mut Reader<'_>) -> Result<PeerMessage, DecodeEr
             let (commit, last) = (r.index("commit")?, r.index("last")?);
             PeerMessage::Fetched { view, previous, entries: read_entries(r, previous)?, commit, last }
         }
-        opcode::DIVERGED => PeerMessage::Diverged { view: r.view("view")?, shared: r.index("shared")? },
+        opcode::DIVERGED => PeerMessage::Diverged {
+            view: r.view("view")?,
+            last: read_position(r, "last")?,
+            shared: r.index("shared")?,
+        },
         opcode::USE_CHECKPOINT => {
             PeerMessage::UseCheckpoint { view: r.view("view")?, index: r.index("index")? }
         }
@@ -278,6 +298,14 @@ fn read_catch_up(opcode: u8, r: &mut Reader<'_>) -> Result<PeerMessage, DecodeEr
             let after = read_position(r, "after")?;
             PeerMessage::Rows { after, entries: read_entries(r, after)? }
         }
+        opcode::REBASE => PeerMessage::Rebase {
+            view: r.view("view")?,
+            incarnation: read_incarnation(r)?,
+            nonce: r.u64("nonce")?,
+            fork: r.index("fork")?,
+            rows: read_rows(r)?,
+        },
+        opcode::REBASE_OK => PeerMessage::RebaseOk { view: r.view("view")?, nonce: r.u64("nonce")? },
         opcode => return Err(unknown(opcode)),
     })
 }
@@ -340,9 +368,32 @@ fn put_entries(out: &mut BytesMut, entries: &[Arc<Entry>]) {
 
 /// Reads entries that follow `previous`; their chains start from its chain.
 fn read_entries(r: &mut Reader<'_>, previous: Position) -> Result<Vec<Arc<Entry>>, DecodeError> {
+    let mut last = (previous.index, previous.chain);
+    read_each_row(r, |number, offset, bytes, fields| {
+        let cause = |cause| DecodeError::Row { number, offset, cause };
+        let entry = Entry::decode(bytes, last.1, fields).map_err(cause)?;
+        let expected = LogIndex(last.0.0.wrapping_add(1));
+        if entry.index != expected {
+            return Err(DecodeError::Gap { number, offset, found: entry.index, expected });
+        }
+        last = (entry.index, entry.chain);
+        Ok(entry)
+    })
+}
+
+/// Reads rows of another log, of which some are left out; their chains mean nothing.
+fn read_rows(r: &mut Reader<'_>) -> Result<Vec<Arc<Entry>>, DecodeError> {
+    read_each_row(r, |number, offset, bytes, fields| {
+        Entry::decode(bytes, 0, fields).map_err(|cause| DecodeError::Row { number, offset, cause })
+    })
+}
+
+fn read_each_row(
+    r: &mut Reader<'_>,
+    mut read: impl FnMut(usize, usize, Bytes, &mut Fields) -> Result<Entry, DecodeError>,
+) -> Result<Vec<Arc<Entry>>, DecodeError> {
     let mut fields = Fields::new();
     let mut number = 0;
-    let mut last = (previous.index, previous.chain);
     r.long_list("entries", ENTRY_BYTES_MIN, |r| {
         number += 1;
         let bytes = r.bytes("entry")?;
@@ -350,17 +401,7 @@ fn read_entries(r: &mut Reader<'_>, previous: Position) -> Result<Vec<Arc<Entry>
         if let Some(at) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
             return Err(DecodeError::LineBreak { number, offset: offset + at });
         }
-        let entry = Entry::decode(bytes, last.1, &mut fields).map_err(|cause| DecodeError::Row {
-            number,
-            offset,
-            cause,
-        })?;
-        let expected = LogIndex(last.0.0.wrapping_add(1));
-        if entry.index != expected {
-            return Err(DecodeError::Gap { number, offset, found: entry.index, expected });
-        }
-        last = (entry.index, entry.chain);
-        Ok(Arc::new(entry))
+        read(number, offset, bytes, &mut fields).map(Arc::new)
     })
 }
 
@@ -389,7 +430,8 @@ fn put_pulse(out: &mut BytesMut, pulse: &Pulse) {
         flag(pulse.member, PULSE_MEMBER)
             | flag(pulse.broken, PULSE_BROKEN)
             | flag(pulse.disk_low, PULSE_DISK_LOW)
-            | flag(pulse.leaving, PULSE_LEAVING),
+            | flag(pulse.leaving, PULSE_LEAVING)
+            | flag(pulse.rebasing, PULSE_REBASING),
     );
 }
 
@@ -424,6 +466,7 @@ fn read_pulse(r: &mut Reader<'_>) -> Result<Pulse, DecodeError> {
         broken: flags & PULSE_BROKEN != 0,
         disk_low: flags & PULSE_DISK_LOW != 0,
         leaving: flags & PULSE_LEAVING != 0,
+        rebasing: flags & PULSE_REBASING != 0,
     })
 }
 
@@ -449,12 +492,13 @@ fn put_report(out: &mut BytesMut, report: &Report) {
     out.put_u8(match report.standing {
         Standing::Whole => 1,
         Standing::Suspect => 2,
-        Standing::Partial => 3,
+        Standing::Partial | Standing::Distrusted => 3,
     });
     out.put_u8(
         flag(report.continuous, REPORT_CONTINUOUS)
             | flag(report.empty, REPORT_EMPTY)
-            | flag(report.closed, REPORT_CLOSED),
+            | flag(report.closed, REPORT_CLOSED)
+            | flag(report.rebasing, REPORT_REBASING),
     );
 }
 
@@ -483,5 +527,6 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
         continuous: flags & REPORT_CONTINUOUS != 0,
         empty: flags & REPORT_EMPTY != 0,
         closed: flags & REPORT_CLOSED != 0,
+        rebasing: flags & REPORT_REBASING != 0,
     })
 }

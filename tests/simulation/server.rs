@@ -13,7 +13,7 @@ use lastword::prng::Prng;
 use lastword::replica::{
     Config, Effect, Event, Exit, FirstRole, HashId, HashJob, Hashed, LinkState, Notice, ReadId, Replica,
 };
-use lastword::storage::{Checkpoints, CommitLog, LogReader, MemoryDisk, Opened};
+use lastword::storage::{Checkpoints, CommitLog, LogReader, MemoryDisk, Opened, read_diverged};
 use lastword::time::Instant;
 use lastword::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
 
@@ -460,6 +460,7 @@ impl World {
 
     /// A read is answered with what the log holds now.
     pub(crate) fn on_read_done(&mut self, at: usize, id: ReadId, read: &Read) {
+        let disk = self.servers[at].disk.clone();
         let process = self.servers[at].process.as_mut().expect("reads are of running processes");
         let result = match *read {
             Read::Entries { first, through } => match process.reader.read(first, through) {
@@ -467,6 +468,7 @@ impl World {
                 Err(error) => ReadResult::Failed(error.to_string()),
             },
             Read::Checkpoint { index, offset } => process.checkpoints.read(index, offset),
+            Read::Diverged(ref place) => read_diverged(&disk, place.as_ref()),
         };
         if let ReadResult::Failed(error) = &result {
             panic!("server {}: a read failed on a disk without faults: {error}", at + 1);
