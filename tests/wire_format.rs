@@ -267,6 +267,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         continuous: true,
         empty: false,
         closed: false,
+        rebasing: false,
     };
     let pulse = Pulse {
         cluster: Some(CLUSTER),
@@ -283,6 +284,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         broken: false,
         disk_low: false,
         leaving: false,
+        rebasing: false,
     };
     let newcomer = Pulse {
         cluster: None,
@@ -299,6 +301,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         broken: true,
         disk_low: true,
         leaving: true,
+        rebasing: false,
     };
     let (previous, after, incarnation, commit) = (position(41), position(41), Incarnation(5), index(41));
     vec![
@@ -323,7 +326,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
             "fetched",
             PeerMessage::Fetched { view: VIEW, previous, entries: entries.clone(), commit, last: index(42) },
         ),
-        ("diverged", PeerMessage::Diverged { view: VIEW, shared: index(29) }),
+        ("diverged", PeerMessage::Diverged { view: VIEW, last: position(42), shared: index(29) }),
         ("use-checkpoint", PeerMessage::UseCheckpoint { view: VIEW, index: index(40) }),
         ("fetch-checkpoint", PeerMessage::FetchCheckpoint { view: VIEW, index: index(40), offset: 1024 }),
         (
@@ -1110,9 +1113,9 @@ fn any_report() -> impl Strategy<Value = Report> {
     let standing = prop::sample::select(vec![Standing::Whole, Standing::Suspect, Standing::Partial]);
     let servers = prop::collection::vec(any_view_number(), 0..4);
     let installed = (any_view_number(), any_members()).prop_map(|(number, members)| View { number, members });
-    (any::<(u32, bool, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing)
+    (any::<(u32, bool, bool, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing)
         .prop_map(
-            |((incarnation, continuous, empty, closed), promised, outstanding, installed, last, standing)| {
+            |((incarnation, continuous, empty, closed, rebasing), promised, outstanding, installed, last, standing)| {
                 Report {
                     incarnation: Incarnation(incarnation),
                     born: Incarnation(incarnation / 2),
@@ -1124,6 +1127,7 @@ fn any_report() -> impl Strategy<Value = Report> {
                     continuous,
                     empty,
                     closed,
+                    rebasing,
                 }
             },
         )
@@ -1139,7 +1143,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
     ]);
     let primary = prop::option::of((1..=255_u8).prop_map(ServerId));
     let numbers = any::<(u32, u32, u32, u64, u64, u64)>();
-    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 4]>())
+    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 5]>())
         .prop_map(
             |(
                 cluster,
@@ -1163,6 +1167,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
                 broken: flags[1],
                 disk_low: flags[2],
                 leaving: flags[3],
+                rebasing: flags[4],
             },
         )
 }
@@ -1216,7 +1221,8 @@ fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
         (number(), any_entries(), index(), index()).prop_map(|(view, (previous, entries), commit, last)| {
             PeerMessage::Fetched { view, previous, entries, commit, last }
         }),
-        (number(), index()).prop_map(|(view, shared)| PeerMessage::Diverged { view, shared }),
+        (number(), any_position(), index())
+            .prop_map(|(view, last, shared)| PeerMessage::Diverged { view, last, shared }),
         (number(), index()).prop_map(|(view, index)| PeerMessage::UseCheckpoint { view, index }),
         (number(), index(), any::<u64>()).prop_map(|(view, index, offset)| PeerMessage::FetchCheckpoint {
             view,

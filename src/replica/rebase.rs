@@ -233,13 +233,13 @@ impl Replica {
         reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)
     }
 
-    /// R3, R10: with its original client, number and time. What is itself proposed again parts where its log does.
+    /// R3, R10: with its original client, number and time.
     fn propose_again(&mut self, fork: LogIndex, row: &Entry) {
-        let (Operation::Command(command) | Operation::Rebased { command, .. }) = &row.operation else {
-            return;
-        };
-        self.note_proposed_again(command);
-        self.append_at(row.unix_ms, Operation::Rebased { fork, command: command.clone() });
+        let Some(operation) = row.operation.clone().proposed_again(fork) else { return };
+        if let Operation::Rebased { command, .. } = &operation {
+            self.note_proposed_again(command);
+        }
+        self.append_at(row.unix_ms, operation);
     }
 
     /// Tells a server whose batch is committed.

@@ -120,6 +120,8 @@ pub(crate) struct Client {
     pub job: Option<Job>,
     /// What it does next; when empty and `lively`, it thinks of something.
     pub wishes: VecDeque<Op>,
+    /// The only server it can reach, if there is but one.
+    pub pinned: Option<usize>,
     /// Whether it thinks of something to do by itself.
     pub lively: bool,
     /// What came of its wishes, in order.
@@ -209,6 +211,7 @@ impl World {
             wake_token: 0,
             job: None,
             wishes: VecDeque::from([Op::Register]),
+            pinned: None,
             lively: false,
             ended: Vec::new(),
             seen: Vec::new(),
@@ -314,7 +317,7 @@ impl World {
     }
 
     fn attempt(&mut self, at: usize) {
-        let target = self.clients[at].policy.target();
+        let target = self.clients[at].pinned.unwrap_or(self.clients[at].policy.target());
         let client = &mut self.clients[at];
         if client.job.is_none() {
             return;

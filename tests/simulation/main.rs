@@ -15,7 +15,7 @@
 //! - `network`, `server`, `client`: the simulated shell around the real parts.
 //! - `swarm`, `nemesis`, `faults`: which faults a seed has, when they strike, how often they did.
 //! - `check/`: what must hold after every step; `oracle`: what clients know; `runner`: seeds, healing, final checks.
-//! - `scenarios`: directed histories, each named after the fact it shows.
+//! - `scenarios`, `splits`: directed histories, each named after the fact it shows.
 
 mod check;
 mod client;
@@ -28,6 +28,7 @@ mod queue;
 mod runner;
 mod scenarios;
 mod server;
+mod splits;
 mod swarm;
 mod trace;
 mod world;

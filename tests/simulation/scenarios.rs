@@ -13,20 +13,20 @@ use crate::swarm::Swarm;
 use crate::trace::Trace;
 use crate::world::World;
 
-const SOON: Duration = Duration::from_secs(10);
-const LATER: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const LATER: Duration = Duration::from_secs(60);
 
 /// Alice and Bob, as client numbers.
-const ALICE: usize = 0;
-const BOB: usize = 1;
+pub(crate) const ALICE: usize = 0;
+pub(crate) const BOB: usize = 1;
 
-fn new_world(seed: u64) -> World {
+pub(crate) fn new_world(seed: u64) -> World {
     let print = std::env::var_os("SIM_TRACE").is_some();
     World::new(seed, Swarm { clients: 0, ..Swarm::calm() }, Trace::new(print, print))
 }
 
 /// Three servers in one view, Alice and Bob registered.
-fn running_world(seed: u64) -> World {
+pub(crate) fn running_world(seed: u64) -> World {
     let mut world = new_world(seed);
     for at in 0..3 {
         world.start(at);
@@ -40,37 +40,37 @@ fn running_world(seed: u64) -> World {
     world
 }
 
-fn await_whole(world: &mut World) {
+pub(crate) fn await_whole(world: &mut World) {
     assert!(world.run_until(LATER, is_whole), "seed {}: not whole; {}", world.seed, describe(world));
 }
 
-fn leader(world: &World) -> Option<usize> {
+pub(crate) fn leader(world: &World) -> Option<usize> {
     world
         .servers
         .iter()
         .position(|s| s.is_running() && s.replica().is_some_and(|replica| replica.is_serving()))
 }
 
-fn await_leader(world: &mut World) -> usize {
+pub(crate) fn await_leader(world: &mut World) -> usize {
     assert!(world.run_until(LATER, |world| leader(world).is_some()), "nobody leads; {}", describe(world));
     leader(world).expect("somebody leads")
 }
 
-fn is_done(ended: Option<&Ended>) -> bool {
+pub(crate) fn is_done(ended: Option<&Ended>) -> bool {
     matches!(
         ended,
         Some(Ended::Answered(Response::Done { .. } | Response::Messages(_) | Response::Accounts(_)))
     )
 }
 
-fn send(world: &mut World, from: usize, to: usize, text: &str) {
+pub(crate) fn send(world: &mut World, from: usize, to: usize, text: &str) {
     world.wish(from, Op::Send { to, text: text.into() });
     let ended = world.wait_for_client(from, LATER);
     assert!(is_done(ended.as_ref()), "seed {}: {text} ended as {ended:?}; {}", world.seed, describe(world));
 }
 
 /// The texts that a client reads waiting; the oracle checks them too.
-fn read(world: &mut World, who: usize) -> Vec<String> {
+pub(crate) fn read(world: &mut World, who: usize) -> Vec<String> {
     world.wish(who, Op::Read);
     match world.wait_for_client(who, LATER) {
         Some(Ended::Answered(Response::Messages(page))) => {
@@ -80,7 +80,7 @@ fn read(world: &mut World, who: usize) -> Vec<String> {
     }
 }
 
-fn await_dropped(world: &mut World, who: usize) {
+pub(crate) fn await_dropped(world: &mut World, who: usize) {
     let dropped = |world: &mut World| {
         leader(world).is_some_and(|at| {
             let view = world.servers[at].replica().expect("it leads").installed_view();
@@ -90,7 +90,7 @@ fn await_dropped(world: &mut World, who: usize) {
     assert!(world.run_until(LATER, dropped), "server {} is not dropped; {}", who + 1, describe(world));
 }
 
-fn installed_view(world: &World, at: usize) -> &View {
+pub(crate) fn installed_view(world: &World, at: usize) -> &View {
     world.servers[at].replica().expect("it runs").installed_view()
 }
 

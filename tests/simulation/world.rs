@@ -103,6 +103,8 @@ pub(crate) struct World {
     pub healed: bool,
     /// So many replies are dropped next, with their connections: a scenario's way to lose one.
     pub drop_replies: u32,
+    /// Several servers may lead at once: logs may part until they meet again.
+    pub split: bool,
     lives: Life,
     steps_at_once: u32,
 }
@@ -139,6 +141,7 @@ impl World {
             queue: Queue::default(),
             healed: false,
             drop_replies: 0,
+            split: false,
             prng,
             nemesis,
             swarm,

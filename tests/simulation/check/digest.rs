@@ -1,4 +1,5 @@
-//! Equal applied index, equal state (D7): the digest runs over every entry and every reply.
+//! Equal logs, equal state (D7): the digest runs over every entry and every reply. After a split there may be two logs
+//! of the same length; their chains tell them apart.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use lastword::types::LogIndex;
 /// The digest at each applied index, as the first server that reached it had it.
 #[derive(Debug)]
 pub(crate) struct EqualDigests {
-    digests: BTreeMap<LogIndex, [u8; 32]>,
+    digests: BTreeMap<(LogIndex, Option<u32>), [u8; 32]>,
     checked: Vec<Option<LogIndex>>,
 }
 
@@ -31,7 +32,7 @@ impl EqualDigests {
         }
         self.checked[at] = Some(applied);
         let digest = replica.state().digest();
-        let known = *self.digests.entry(applied).or_insert(digest);
+        let known = *self.digests.entry((applied, replica.entry_chain(applied))).or_insert(digest);
         assert_eq!(known, digest, "server {}'s state at index {applied} differs from another's", at + 1);
     }
 }
