@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Account;
 use super::command::DELETED_NAME;
 use super::table::SnapshotTable;
-use crate::types::{AccountId, RequestId};
+use crate::types::{AccountId, LogIndex, RequestId};
 
 /// A short name for an account within this process. Which number an account has differs between servers and so never
 /// leaves the state.
@@ -22,6 +22,8 @@ impl Handle {
 pub(super) struct AccountRow {
     pub(super) account: Account,
     pub(super) handle: Handle,
+    /// The last command of those of its sessions that have ended.
+    pub(super) active: LogIndex,
 }
 
 /// What a handle stands for.
@@ -67,6 +69,11 @@ impl Directory {
     /// The handle of an existing account.
     pub(super) fn handle(&self, id: AccountId) -> Option<Handle> {
         self.accounts.row(id).map(|row| row.handle)
+    }
+
+    /// The handle of an account that exists, or that messages name.
+    pub(super) fn known_handle(&self, id: AccountId) -> Option<Handle> {
+        self.handle(id).or_else(|| self.deleted.get(&id).copied())
     }
 
     /// Whether an account has this id, or a message names one that had.
@@ -119,15 +126,16 @@ impl Directory {
         self.bytes += row_bytes(&account);
         let earlier = self.names.insert(account.name.to_ascii_lowercase().into(), id);
         assert_eq!(earlier, None, "the name {:?} is given twice", account.name);
-        self.accounts.insert(id, AccountRow { account, handle });
+        self.accounts.insert(id, AccountRow { account, handle, active: LogIndex(0) });
     }
 
-    /// The handle of a deleted account that messages of a checkpoint name.
-    pub(super) fn restore_deleted(&mut self, id: AccountId) -> Handle {
-        if let Some(handle) = self.deleted.get(&id) {
-            return *handle;
+    /// The handle of an account that may be deleted: a message that is about to be added names it. For `reuse` see
+    /// [`Directory::add`].
+    pub(super) fn handle_of_any(&mut self, id: AccountId, reuse: bool) -> Handle {
+        if let Some(handle) = self.known_handle(id) {
+            return handle;
         }
-        let handle = self.allocate(Slot { id, live: false, mentions: 0, waiting: 0 }, true);
+        let handle = self.allocate(Slot { id, live: false, mentions: 0, waiting: 0 }, reuse);
         self.deleted.insert(id, handle);
         handle
     }
@@ -163,6 +171,30 @@ impl Directory {
         row.account.password = password.to_owned();
         row.account.password_set = request;
         self.bytes += row_bytes(&row.account);
+    }
+
+    /// A name that is free: this one with the lowest number behind it.
+    pub(super) fn free_name(&self, name: &str) -> String {
+        let numbered = (2u64..).map(|number| format!("{name}~{number}"));
+        numbered.into_iter().find(|name| self.named(name).is_none()).expect("there are more numbers than accounts")
+    }
+
+    /// Gives an account another name, which must be free.
+    pub(super) fn rename(&mut self, id: AccountId, name: &str) {
+        let row = self.accounts.row_mut(id).expect("only an account that exists is renamed");
+        self.bytes -= row_bytes(&row.account);
+        self.names.remove(row.account.name.to_ascii_lowercase().as_str());
+        row.account.name = name.to_owned();
+        self.bytes += row_bytes(&row.account);
+        let earlier = self.names.insert(name.to_ascii_lowercase().into(), id);
+        assert_eq!(earlier, None, "the name {name:?} is given twice");
+    }
+
+    /// A session of the account has ended whose last command was this one.
+    pub(super) fn note_active(&mut self, id: AccountId, index: LogIndex) {
+        if self.accounts.row(id).is_some_and(|row| row.active < index) {
+            self.accounts.row_mut(id).expect("it was there a moment ago").active = index;
+        }
     }
 
     /// Counts a message that names the account.

@@ -8,15 +8,15 @@ use super::mailboxes::Message;
 use super::{Account, Known, Session, State};
 use crate::config::MAILBOX_MESSAGES_MAX;
 use crate::row::RowWriter;
-use crate::types::{AccountId, LogIndex, MessageId, RequestId};
+use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId};
 
 /// An entry's own facts, as the commands need them.
 #[derive(Clone, Copy)]
-struct Stamp {
+pub(super) struct Stamp {
     /// The entry's index: where a message stands in the order of all messages.
-    order: u64,
+    pub(super) order: u64,
     /// When the primary took the command in.
-    unix_ms: u64,
+    pub(super) unix_ms: u64,
 }
 
 impl State {
@@ -27,14 +27,19 @@ impl State {
     pub fn apply(&mut self, index: LogIndex, unix_ms: u64, chain: u32, operation: &Operation) -> Outcome {
         assert_eq!(index, self.index.next(), "entries are applied one after the other");
         let mut outcome = Outcome { reply: None, queued: None, ended: Vec::new() };
+        let stamp = Stamp { order: index.0, unix_ms };
+        self.applied.advance(index);
         match operation {
-            Operation::View { .. } | Operation::Closed | Operation::Rebased { .. } => {}
+            Operation::View { absent, .. } => self.applied.note_absent(index, absent),
+            Operation::Closed => {}
             Operation::Expire { before_unix_ms } => {
-                self.sessions.end_unused_since(*before_unix_ms, &mut outcome.ended);
+                self.sessions.end_unused_since(&mut self.directory, *before_unix_ms, &mut outcome.ended);
             }
             Operation::Command(command) => {
-                let reply = self.apply_command(Stamp { order: index.0, unix_ms }, command, &mut outcome);
-                outcome.reply = Some(reply);
+                outcome.reply = Some(self.apply_command(stamp, command, &mut outcome));
+            }
+            Operation::Rebased { fork, command } => {
+                outcome.reply = self.apply_rebased(stamp, *fork, command, &mut outcome);
             }
         }
         self.index = index;
@@ -45,6 +50,7 @@ impl State {
     /// Carries out a command unless its session knows it already (N2), and records its reply there.
     fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let ClientCommand { request, account, .. } = entered;
+        self.applied.insert(*request);
         let session = self.sessions.session(request.client).filter(|session| session.account == *account);
         match session.map(|session| self.sessions.known_in(session, *request)) {
             Some(Known::Applied(reply)) => return reply,
@@ -53,7 +59,8 @@ impl State {
         }
         let has_session = session.is_some();
         let reply = self.carry_out(stamp, entered, has_session, outcome).unwrap_or_else(Reply::Refused);
-        self.sessions.maybe_record(*request, *account, entered.acknowledged, stamp.unix_ms, &reply);
+        let active = Some(LogIndex(stamp.order));
+        self.sessions.maybe_record(*request, *account, entered.acknowledged, stamp.unix_ms, active, &reply);
         reply
     }
 
@@ -81,9 +88,9 @@ impl State {
             Command::Register { .. } | Command::Login { .. } => unreachable!("they are dealt with above"),
             Command::Logout { everywhere } => {
                 if *everywhere {
-                    self.sessions.end_all(account, None, &mut outcome.ended);
+                    self.end_sessions(account, None, outcome);
                 } else {
-                    self.sessions.end(request.client, &mut outcome.ended);
+                    self.sessions.end(&mut self.directory, request.client, &mut outcome.ended);
                 }
                 Ok(Reply::LoggedOut)
             }
@@ -91,7 +98,7 @@ impl State {
             Command::ChangePassword { checked, password } => {
                 self.check_password(account, *checked)?;
                 self.directory.replace_password(account, password, request);
-                self.sessions.end_all(account, Some(request.client), &mut outcome.ended);
+                self.end_sessions(account, Some(request.client), outcome);
                 Ok(Reply::PasswordChanged)
             }
             Command::Send { to, text } => self.send(stamp, request, account, *to, text, outcome),
@@ -124,7 +131,7 @@ impl State {
             created_unix_ms: stamp.unix_ms,
         };
         self.directory.add(id, account, self.emission.is_none());
-        self.sessions.open(request, id, token, stamp.unix_ms, &mut outcome.ended);
+        self.open_session(stamp, request, id, token, outcome);
         Ok(Reply::Registered { account: id })
     }
 
@@ -143,7 +150,7 @@ impl State {
         if self.sessions.session(request.client).is_some_and(other) {
             return Err(Refusal::ClientIdTaken);
         }
-        self.sessions.open(request, account, token, stamp.unix_ms, &mut outcome.ended);
+        self.open_session(stamp, request, account, token, outcome);
         Ok(Reply::LoggedIn { account, waiting: self.waiting_count(account) })
     }
 
@@ -160,11 +167,34 @@ impl State {
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
         self.check_password(account, checked)?;
-        let handle = self.directory.handle(account).ok_or(Refusal::NoSuchAccount)?;
-        self.sessions.end_all(account, None, &mut outcome.ended);
+        self.remove_account(account, outcome);
+        Ok(Reply::AccountDeleted)
+    }
+
+    /// Removes an account that exists, its sessions, and its waiting mail.
+    pub(super) fn remove_account(&mut self, account: AccountId, outcome: &mut Outcome) {
+        let handle = self.directory.handle(account).expect("only an account that exists is removed");
+        self.end_sessions(account, None, outcome);
         self.mailboxes.remove_owner(&mut self.directory, handle);
         self.directory.remove(account);
-        Ok(Reply::AccountDeleted)
+    }
+
+    /// Gives the client of a request a session of an account.
+    pub(super) fn open_session(
+        &mut self,
+        stamp: Stamp,
+        request: RequestId,
+        account: AccountId,
+        token: TokenHash,
+        outcome: &mut Outcome,
+    ) {
+        let Self { sessions, directory, .. } = self;
+        sessions.open(directory, request, account, token, stamp.unix_ms, &mut outcome.ended);
+    }
+
+    /// Ends all sessions of an account, or all but one.
+    pub(super) fn end_sessions(&mut self, account: AccountId, but: Option<ClientId>, outcome: &mut Outcome) {
+        self.sessions.end_all(&mut self.directory, account, but, &mut outcome.ended);
     }
 
     fn send(
@@ -187,14 +217,21 @@ impl State {
         if self.mailboxes.order(id).is_some() {
             return Err(Refusal::ClientIdTaken);
         }
-        let message = Message { id, from, to, unix_ms: stamp.unix_ms, text: text.into() };
+        let message = Message { id, from, to, unix_ms: stamp.unix_ms, late: false, text: text.into() };
         self.mailboxes.add(&mut self.directory, stamp.order, message, false);
         outcome.queued = Some((recipient, id));
         Ok(Reply::Sent { message: id, unix_ms: stamp.unix_ms })
     }
 
+    /// The last entry by which the account itself did something, on this side of a split.
+    pub(super) fn last_active(&self, account: AccountId) -> LogIndex {
+        let ended = self.directory.accounts.row(account).map(|row| row.active);
+        let sessions = self.sessions.clients(account).filter_map(|client| self.session(client));
+        sessions.map(|session| session.active).chain(ended).max().unwrap_or_default()
+    }
+
     /// Takes out of the mailbox what waits for this account among `messages` (X4).
-    fn acknowledge(&mut self, account: AccountId, messages: &[MessageId]) -> Reply {
+    pub(super) fn acknowledge(&mut self, account: AccountId, messages: &[MessageId]) -> Reply {
         let owner = self.directory.handle(account);
         let mut count = 0;
         for id in messages {
@@ -207,8 +244,12 @@ impl State {
         Reply::Acknowledged { count }
     }
 
-    fn delete_messages(&mut self, account: AccountId, messages: &[MessageId]) -> Result<Reply, Refusal> {
-        let owner = self.directory.handle(account);
+    pub(super) fn delete_messages(
+        &mut self,
+        account: AccountId,
+        messages: &[MessageId],
+    ) -> Result<Reply, Refusal> {
+        let owner = self.directory.known_handle(account);
         let mut count = 0;
         for id in messages {
             let Some(order) = self.mailboxes.order(*id) else { continue };

@@ -6,6 +6,7 @@
 
 use super::State;
 use super::accounts::AccountRow;
+use super::applied::{AppliedRow, Run};
 use super::command::Hex;
 use super::mailboxes::Message;
 use super::table::{Enough, Shown};
@@ -24,11 +25,24 @@ pub enum Table {
     Sessions,
     /// `replies.csv`: the replies that sessions store, in the order of client ids and request numbers.
     Replies,
+    /// `applied_ids.csv`: from which entry on the ids of applied commands are known, which servers are absent since
+    /// when, and the ids, in the order of generations.
+    Applied,
+    /// `conflicts.csv`: what could not be applied as it was after a split, oldest first.
+    Conflicts,
 }
 
 impl Table {
     /// All tables, in the order in which they are written and read: references point to earlier ones.
-    pub const ALL: [Self; 5] = [Self::Users, Self::Queued, Self::Delivered, Self::Sessions, Self::Replies];
+    pub const ALL: [Self; 7] = [
+        Self::Users,
+        Self::Queued,
+        Self::Delivered,
+        Self::Sessions,
+        Self::Replies,
+        Self::Applied,
+        Self::Conflicts,
+    ];
 
     /// The file's name in a checkpoint's directory.
     #[must_use]
@@ -39,6 +53,8 @@ impl Table {
             Self::Delivered => "delivered_messages.csv",
             Self::Sessions => "sessions.csv",
             Self::Replies => "replies.csv",
+            Self::Applied => "applied_ids.csv",
+            Self::Conflicts => "conflicts.csv",
         }
     }
 
@@ -46,10 +62,14 @@ impl Table {
     #[must_use]
     pub const fn header(self) -> &'static [&'static str] {
         match self {
-            Self::Users => &["id", "name", "password", "password_set", "created_ms"],
-            Self::Queued | Self::Delivered => &["id", "order", "from", "to", "time_ms", "text"],
-            Self::Sessions => &["client", "account", "token", "acknowledged", "last_used_ms"],
+            Self::Users => &["id", "name", "password", "password_set", "created_ms", "active"],
+            Self::Queued | Self::Delivered => &["id", "order", "from", "to", "time_ms", "late", "text"],
+            Self::Sessions => &["client", "account", "token", "acknowledged", "last_used_ms", "active"],
             Self::Replies => &["client", "number", "reply", "subject", "value"],
+            Self::Applied => &["kind", "at", "subject", "first", "last"],
+            Self::Conflicts => {
+                &["order", "conflict", "command", "request", "time_ms", "account", "other", "text"]
+            }
         }
     }
 }
@@ -86,6 +106,8 @@ impl State {
         self.mailboxes.delivered.begin();
         self.sessions.sessions.begin();
         self.sessions.replies.begin();
+        self.applied.begin(self.index);
+        self.conflicts.rows.begin();
         self.emission = Some(Emission::default());
     }
 
@@ -96,6 +118,8 @@ impl State {
         self.mailboxes.delivered.abandon();
         self.sessions.sessions.abandon();
         self.sessions.replies.abandon();
+        self.applied.abandon();
+        self.conflicts.rows.abandon();
         self.emission = None;
     }
 
@@ -133,18 +157,20 @@ impl State {
             row.plain(directory.id(message.from));
             row.plain(directory.id(message.to));
             row.number(message.unix_ms);
+            row.encoded(if message.late { b"late" } else { b"" });
             row.text(&message.text);
             end_row(row)
         };
         match table {
             Table::Queued => self.mailboxes.queued.show_next(rows_max, write_message),
             Table::Delivered => self.mailboxes.delivered.show_next(rows_max, write_message),
-            Table::Users => self.directory.accounts.show_next(rows_max, |id, AccountRow { account, .. }| {
+            Table::Users => self.directory.accounts.show_next(rows_max, |id, AccountRow { account, active, .. }| {
                 row.plain(id);
                 row.text(&account.name);
                 row.text(&account.password);
                 row.id(account.password_set);
                 row.number(account.created_unix_ms);
+                row.number(active.0);
                 end_row(row)
             }),
             Table::Sessions => self.sessions.sessions.show_next(rows_max, |client, session| {
@@ -153,6 +179,7 @@ impl State {
                 row.plain(Hex(&session.token));
                 row.number(session.acknowledged.0);
                 row.number(session.last_used_unix_ms);
+                row.number(session.active.0);
                 end_row(row)
             }),
             Table::Replies => self.sessions.replies.show_next(rows_max, |request, reply| {
@@ -161,6 +188,47 @@ impl State {
                 reply.write_fields(row);
                 end_row(row)
             }),
+            Table::Applied => self.applied.show_next(rows_max, |applied| {
+                write_applied(row, applied);
+                end_row(row)
+            }),
+            Table::Conflicts => self.conflicts.rows.show_next(rows_max, |order, conflict| {
+                row.number(order);
+                row.encoded(conflict.reason.keyword().as_bytes());
+                row.encoded(conflict.command.as_bytes());
+                row.id(conflict.request);
+                row.number(conflict.unix_ms);
+                row.id(conflict.account.0);
+                match conflict.other {
+                    Some(other) => row.id(other.0),
+                    None => row.encoded(b""),
+                }
+                row.text(&conflict.text);
+                end_row(row)
+            }),
+        }
+    }
+}
+
+fn write_applied(row: &mut RowWriter, applied: AppliedRow) {
+    match applied {
+        AppliedRow::From(from) => {
+            row.encoded(b"from");
+            row.number(from.0);
+            (0..3).for_each(|_| row.encoded(b""));
+        }
+        AppliedRow::Absent(server, since) => {
+            row.encoded(b"absent");
+            row.number(since.0);
+            row.plain(server);
+            (0..2).for_each(|_| row.encoded(b""));
+        }
+        AppliedRow::Run(generation, Run { first, last }) => {
+            row.encoded(b"ids");
+            row.number(generation);
+            row.plain(first.client);
+            row.number(first.number.0);
+            row.number(last.0);
         }
     }
 }

@@ -167,10 +167,12 @@ pub enum Refusal {
     SessionExpired,
     /// The password was changed after it had been checked.
     PasswordChanged,
+    /// It was given on the other side of a split and does not fit what was done here; `conflicts.csv` has it (R6).
+    Conflict,
 }
 
 impl Refusal {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::NameTaken, "name_taken"),
         (Self::ClientIdTaken, "client_id_taken"),
         (Self::NoSuchAccount, "no_such_account"),
@@ -178,6 +180,7 @@ impl Refusal {
         (Self::MailboxFull, "mailbox_full"),
         (Self::SessionExpired, "session_expired"),
         (Self::PasswordChanged, "password_changed"),
+        (Self::Conflict, "conflict"),
     ];
 
     /// The keyword for it in files.
@@ -191,6 +194,79 @@ impl Refusal {
     pub fn from_keyword(keyword: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, k)| *k == keyword).map(|(refusal, _)| *refusal)
     }
+}
+
+/// What was decided about a command from the other side of a split (R6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConflictReason {
+    /// Not applied: nobody knows any more whether it was applied here before (R8).
+    Undecidable,
+    /// Not applied: the recipient was deleted here.
+    NoSuchRecipient,
+    /// Not applied: the account was deleted here.
+    NoSuchAccount,
+    /// An account was not deleted: it did something on this side of the split.
+    AccountActive,
+    /// Not applied: the password was changed here.
+    PasswordChanged,
+    /// A client did not log in: here another account used its id first (X1).
+    ClientIdTaken,
+    /// Two accounts were created with the same name; the later has another one now.
+    Renamed,
+}
+
+impl ConflictReason {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::Undecidable, "undecidable"),
+        (Self::NoSuchRecipient, "no_such_recipient"),
+        (Self::NoSuchAccount, "no_such_account"),
+        (Self::AccountActive, "account_active"),
+        (Self::PasswordChanged, "password_changed"),
+        (Self::ClientIdTaken, "client_id_taken"),
+        (Self::Renamed, "renamed"),
+    ];
+
+    /// The keyword for it in files.
+    #[must_use]
+    pub fn keyword(self) -> &'static str {
+        Self::ALL.iter().find(|(reason, _)| *reason == self).expect("every reason is listed").1
+    }
+
+    /// The reason with this keyword.
+    #[must_use]
+    pub fn from_keyword(keyword: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, k)| *k == keyword).map(|(reason, _)| *reason)
+    }
+}
+
+/// A conflict as one of those whom it concerns sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConflictView {
+    /// Where it stands in the order of all; a cursor for paging.
+    pub cursor: u64,
+    /// The request that could not be applied as it was.
+    pub request: RequestId,
+    /// When it was taken in, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What was decided: the keyword of a [`ConflictReason`].
+    pub reason: String,
+    /// What the request asked: a keyword as in the log.
+    pub command: String,
+    /// The name of who asked, or of who was renamed; or `[deleted]`.
+    pub account: String,
+    /// The name of the other whom it concerns, or `[deleted]`; empty: nobody.
+    pub other: String,
+    /// A message's text, a name, or ids of messages.
+    pub text: String,
+}
+
+/// A page of conflicts, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConflictPage {
+    /// The page.
+    pub conflicts: Vec<ConflictView>,
+    /// Whether there are later ones.
+    pub more: bool,
 }
 
 /// A message as one of its two accounts sees it.
@@ -439,6 +515,21 @@ impl Command {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         &self.rebased_kind()[REBASED.len()..]
+    }
+
+    /// The keyword of a command, as it stands in the log.
+    pub(crate) fn kind_from(keyword: &str) -> Option<&'static str> {
+        const KINDS: [&str; 8] = [
+            "register",
+            "login",
+            "logout",
+            "delete_account",
+            "change_password",
+            "send",
+            "acknowledge",
+            "delete",
+        ];
+        KINDS.into_iter().find(|kind| *kind == keyword)
     }
 
     fn rebased_kind(&self) -> &'static str {

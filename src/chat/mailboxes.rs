@@ -13,6 +13,8 @@ pub(super) struct Message {
     pub(super) from: Handle,
     pub(super) to: Handle,
     pub(super) unix_ms: u64,
+    /// Whether it comes from another log, and stands later in the order than its time says (R10).
+    pub(super) late: bool,
     pub(super) text: Box<str>,
 }
 

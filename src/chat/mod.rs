@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `command` | what goes in and what comes out |
 //! | `accounts`, `mailboxes`, `sessions` | the state and the orders in which it is looked up |
-//! | `apply` | what each command does |
+//! | `applied`, `conflicts` | what becoming one again after a split needs: ids of applied commands, and what did not fit |
+//! | `apply`, `rebase` | what each command does, here or coming from another log |
 //! | `queries` | pages of names and messages |
 //! | `table`, `checkpoint`, `restore` | the state as rows, as of one index, and back |
 //!
@@ -15,12 +16,15 @@
 //! logarithm of an ordered map; only deleting an account costs as much as its own mailbox.
 
 mod accounts;
+mod applied;
 mod apply;
 mod checkpoint;
 pub mod command;
+mod conflicts;
 mod glob;
 mod mailboxes;
 mod queries;
+mod rebase;
 mod reply;
 mod restore;
 mod sessions;
@@ -35,8 +39,10 @@ pub use validate::{valid_name, valid_password, valid_text};
 
 use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};
 use accounts::Directory;
+use applied::AppliedIds;
 use checkpoint::Emission;
 use command::{Reply, TokenHash};
+use conflicts::Conflicts;
 use mailboxes::Mailboxes;
 use sessions::Sessions;
 
@@ -64,6 +70,8 @@ pub struct Session {
     pub acknowledged: RequestNumber,
     /// When it was last used by a command, milliseconds since 1970.
     pub last_used_unix_ms: u64,
+    /// The index of its last command that was not proposed again.
+    pub active: LogIndex,
 }
 
 /// What a session knows of a request.
@@ -85,6 +93,8 @@ pub struct State {
     directory: Directory,
     mailboxes: Mailboxes,
     sessions: Sessions,
+    applied: AppliedIds,
+    conflicts: Conflicts,
     emission: Option<Emission>,
 }
 
@@ -131,6 +141,13 @@ impl State {
         self.sessions.known(request)
     }
 
+    /// The ids of all commands applied from this index on are known (R8): rows of another log that parts from this one at
+    /// or after it are told apart from what was applied here.
+    #[must_use]
+    pub fn applied_from(&self) -> LogIndex {
+        self.applied.from()
+    }
+
     /// Whether a session has not been used since before this time.
     #[must_use]
     pub fn has_sessions_unused_since(&self, unix_ms: u64) -> bool {
@@ -140,7 +157,8 @@ impl State {
     /// Roughly how many bytes a checkpoint takes.
     #[must_use]
     pub fn bytes_estimate(&self) -> u64 {
-        self.directory.bytes() + self.mailboxes.bytes() + self.sessions.bytes()
+        let exchanged = self.mailboxes.bytes() + self.conflicts.bytes();
+        self.directory.bytes() + exchanged + self.sessions.bytes() + self.applied.bytes()
     }
 
     /// Compares everything that is kept in more than one place. Costs as much as the whole state: for tests.
@@ -149,7 +167,9 @@ impl State {
     /// What does not agree.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.directory.check(&self.mailboxes.check(&self.directory)?)?;
-        self.sessions.check(|id| self.account(id).is_some())
+        self.sessions.check(|id| self.account(id).is_some())?;
+        self.applied.check(self.index)?;
+        self.conflicts.check()
     }
 }
 

@@ -4,13 +4,16 @@ use std::ops::Bound;
 
 use super::State;
 use super::accounts::Handle;
-use super::command::{AccountPage, DELETED_NAME, MessagePage, MessageView};
+use super::command::{AccountPage, ConflictPage, ConflictView, DELETED_NAME, MessagePage, MessageView};
+use super::conflicts::Conflict;
 use super::glob::Glob;
 use crate::config::{LIST_SCAN_MAX, PAGE_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX};
 use crate::types::{AccountId, MessageId};
 
 /// What a message adds to a page besides its names and its text: ids, time, cursor, lengths.
 const MESSAGE_BYTES: usize = 48;
+/// The same for a conflict, keywords included.
+const CONFLICT_BYTES: usize = 80;
 
 impl State {
     /// How many messages wait for an account.
@@ -33,7 +36,7 @@ impl State {
             to: self.directory.name(message.to).to_owned(),
             unix_ms: message.unix_ms,
             delivered,
-            late: false,
+            late: message.late,
             cursor: order,
             text: message.text.to_string(),
         }
@@ -92,6 +95,37 @@ impl State {
         let mut page = self.page(self.mailboxes.exchanged(owner, with, before), limit);
         page.messages.reverse();
         Some(page)
+    }
+
+    /// The conflicts that concern an account, above a cursor, oldest first. `limit` 0 means [`PAGE_DEFAULT`].
+    #[must_use]
+    pub fn conflicts(&self, account: AccountId, after: u64, limit: usize) -> ConflictPage {
+        let mut page = ConflictPage::default();
+        let mut bytes = 0;
+        for (order, conflict) in self.conflicts.of(account, after) {
+            bytes += CONFLICT_BYTES + conflict.text.len();
+            let full = page.conflicts.len() == page_limit(limit) || bytes > PAGE_BYTES_MAX;
+            if full && !page.conflicts.is_empty() {
+                page.more = true;
+                break;
+            }
+            page.conflicts.push(self.conflict_view(order, conflict));
+        }
+        page
+    }
+
+    fn conflict_view(&self, cursor: u64, conflict: &Conflict) -> ConflictView {
+        let name = |id| self.account(id).map_or(DELETED_NAME, |account| &account.name).to_owned();
+        ConflictView {
+            cursor,
+            request: conflict.request,
+            unix_ms: conflict.unix_ms,
+            reason: conflict.reason.keyword().to_owned(),
+            command: conflict.command.to_owned(),
+            account: name(conflict.account),
+            other: conflict.other.map(name).unwrap_or_default(),
+            text: conflict.text.clone(),
+        }
     }
 
     /// The first messages of a sequence, as many as fit on a page; at least one.

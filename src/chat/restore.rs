@@ -1,10 +1,12 @@
 //! Builds the state from the rows of a checkpoint.
 
-use super::command::{Reply, parse_hash};
+use super::applied::{AppliedRow, Run};
+use super::command::{Command, ConflictReason, Reply, parse_hash};
+use super::conflicts::Conflict;
 use super::mailboxes::Message;
 use super::{Account, Session, State, Table};
 use crate::row::{Fields, RowError};
-use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId, RequestNumber};
+use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId, RequestNumber, ServerId};
 
 /// A state under construction. Rows come table by table in the order of [`Table::ALL`], in file order.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ impl Restore {
             Table::Delivered => self.message(fields, true),
             Table::Sessions => self.session(fields),
             Table::Replies => self.reply(fields),
+            Table::Applied => self.applied(fields),
+            Table::Conflicts => self.conflict(fields),
         }
     }
 
@@ -58,7 +62,7 @@ impl Restore {
         let directory = &mut self.state.directory;
         ensure(directory.accounts.last_key() < Some(id), fields, 0, "an id above that of the row before")?;
         let name = fields.text(1)?;
-        ensure(super::valid_name(&name).is_ok(), fields, 1, "a name of 1 to 32 of A-Z a-z 0-9 _ . -")?;
+        ensure(super::validate::valid_given_name(&name), fields, 1, "a name of 1 to 32 of A-Z a-z 0-9 _ . -, or one with ~NUMBER")?;
         ensure(directory.named(&name).is_none(), fields, 1, "a name that no other account has")?;
         let account = Account {
             name,
@@ -67,6 +71,7 @@ impl Restore {
             created_unix_ms: fields.value(4, "milliseconds since 1970")?,
         };
         directory.add(id, account, true);
+        directory.note_active(id, LogIndex(fields.value(5, "an index")?));
         Ok(())
     }
 
@@ -88,15 +93,19 @@ impl Restore {
             ensure(directory.accounts.contains(to), fields, 3, "the id of an account in user_table.csv")?;
         }
         let unix_ms = fields.value(4, "milliseconds since 1970")?;
-        let text = fields.text(5)?.into();
-        let [from, to] =
-            [from, to].map(|id| directory.handle(id).unwrap_or_else(|| directory.restore_deleted(id)));
-        mailboxes.add(directory, order, Message { id, from, to, unix_ms, text }, delivered);
+        let late = match fields.raw(5) {
+            "" => false,
+            "late" => true,
+            _ => return Err(fields.error(5, "late or nothing")),
+        };
+        let text = fields.text(6)?.into();
+        let [from, to] = [from, to].map(|id| directory.handle_of_any(id, true));
+        mailboxes.add(directory, order, Message { id, from, to, unix_ms, late, text }, delivered);
         Ok(())
     }
 
     fn session(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let client = client_id(fields)?;
+        let client = client_id(fields, 0)?;
         let sessions = &mut self.state.sessions;
         let ascending = sessions.sessions.last_key() < Some(client);
         ensure(ascending, fields, 0, "a client id above that of the row before")?;
@@ -106,12 +115,13 @@ impl Restore {
         let token = parse_hash(fields.raw(2)).ok_or_else(|| fields.error(2, "64 hexadecimal digits"))?;
         let acknowledged = RequestNumber(fields.value(3, "a request number")?);
         let last_used_unix_ms = fields.value(4, "milliseconds since 1970")?;
-        sessions.add(client, Session { account, token, acknowledged, last_used_unix_ms });
+        let active = LogIndex(fields.value(5, "an index")?);
+        sessions.add(client, Session { account, token, acknowledged, last_used_unix_ms, active });
         Ok(())
     }
 
     fn reply(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let client = client_id(fields)?;
+        let client = client_id(fields, 0)?;
         let request = RequestId { client, number: RequestNumber(fields.value(1, "a request number")?) };
         let sessions = &mut self.state.sessions;
         let Some(session) = sessions.session(client) else {
@@ -128,12 +138,53 @@ impl Restore {
         sessions.replies.insert(request, Reply::read_fields(2, fields)?);
         Ok(())
     }
+
+    fn applied(&mut self, fields: &Fields) -> Result<(), RowError> {
+        let row = match fields.raw(0) {
+            "from" => AppliedRow::From(LogIndex(fields.value(1, "an index")?)),
+            "absent" => AppliedRow::Absent(
+                ServerId(fields.value(2, "a server's number")?),
+                LogIndex(fields.value(1, "an index")?),
+            ),
+            "ids" => {
+                let number = RequestNumber(fields.value(3, "a request number")?);
+                let first = RequestId { client: client_id(fields, 2)?, number };
+                let last = RequestNumber(fields.value(4, "a request number")?);
+                AppliedRow::Run(fields.value(1, "the number of a generation")?, Run { first, last })
+            }
+            _ => return Err(fields.error(0, "from, absent or ids")),
+        };
+        let State { applied, index, .. } = &mut self.state;
+        applied.restore(*index, row).map_err(|expected| fields.error(1, expected))
+    }
+
+    fn conflict(&mut self, fields: &Fields) -> Result<(), RowError> {
+        let State { conflicts, index, .. } = &mut self.state;
+        let order: u64 = fields.value(0, "the conflict's place in the order of all")?;
+        ensure(conflicts.rows.last_key() < Some(order), fields, 0, "an order above that of the row before")?;
+        ensure((1..=index.0).contains(&order), fields, 0, "an order up to the checkpoint's index")?;
+        let reason = ConflictReason::from_keyword(fields.raw(1))
+            .ok_or_else(|| fields.error(1, "the reason of a conflict"))?;
+        let command = Command::kind_from(fields.raw(2)).ok_or_else(|| fields.error(2, "a command's keyword"))?;
+        let other = (!fields.raw(6).is_empty()).then(|| fields.value(6, "an account id")).transpose()?;
+        let conflict = Conflict {
+            reason,
+            command,
+            request: fields.value(3, "a request id")?,
+            unix_ms: fields.value(4, "milliseconds since 1970")?,
+            account: AccountId(fields.value(5, "an account id")?),
+            other: other.map(AccountId),
+            text: fields.text(7)?,
+        };
+        conflicts.add(order, conflict);
+        Ok(())
+    }
 }
 
-fn client_id(fields: &Fields) -> Result<ClientId, RowError> {
-    let text = fields.raw(0);
+fn client_id(fields: &Fields, field: usize) -> Result<ClientId, RowError> {
+    let text = fields.raw(field);
     let id = u64::from_str_radix(text, 16).ok().filter(|id| ClientId(*id).to_string() == text);
-    id.map(ClientId).ok_or_else(|| fields.error(0, "a client id of 16 hexadecimal digits"))
+    id.map(ClientId).ok_or_else(|| fields.error(field, "a client id of 16 hexadecimal digits"))
 }
 
 fn ensure(holds: bool, fields: &Fields, field: usize, expected: &'static str) -> Result<(), RowError> {
@@ -144,18 +195,11 @@ impl State {
     /// Bounds that concern several rows of a checkpoint.
     fn check_restored(&self) -> Result<(), String> {
         let sessions_max = crate::config::SESSIONS_PER_ACCOUNT_MAX;
-        let waiting_max = crate::config::MAILBOX_MESSAGES_MAX as u64;
-        for (id, row) in self.directory.accounts.iter() {
+        for (id, _) in self.directory.accounts.iter() {
             let sessions = self.sessions.clients(id).count();
             if sessions > sessions_max {
                 return Err(format!(
                     "found {sessions} sessions of account {id}, expected at most {sessions_max}"
-                ));
-            }
-            let waiting = self.directory.waiting(row.handle);
-            if waiting > waiting_max {
-                return Err(format!(
-                    "found {waiting} messages queued for {id}, expected at most {waiting_max}"
                 ));
             }
         }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::accounts::Directory;
 use super::command::{Reply, TokenHash};
 use super::table::SnapshotTable;
 use super::{Known, Session};
 use crate::config::{REQUEST_WINDOW, SESSIONS_PER_ACCOUNT_MAX};
-use crate::types::{AccountId, ClientId, RequestId, RequestNumber};
+use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};
 
 const SESSION_ROW_BYTES: u64 = 150;
 const REPLY_ROW_BYTES: u64 = 70;
@@ -75,6 +76,7 @@ impl Sessions {
     /// never executed again (N2).
     pub(super) fn open(
         &mut self,
+        directory: &mut Directory,
         request: RequestId,
         account: AccountId,
         token: TokenHash,
@@ -88,11 +90,19 @@ impl Sessions {
         }
         if self.clients(account).count() >= SESSIONS_PER_ACCOUNT_MAX {
             let oldest = self.clients(account).min_by_key(|client| self.last_use(*client));
-            self.end(oldest.expect("there are too many"), ended);
+            self.end(directory, oldest.expect("there are too many"), ended);
         }
         let acknowledged = if request.number.is_chosen_by_client() { request.number.0 - 1 } else { 0 };
         let acknowledged = RequestNumber(acknowledged);
-        self.add(request.client, Session { account, token, acknowledged, last_used_unix_ms: unix_ms });
+        self.add(request.client, Session { account, token, acknowledged, last_used_unix_ms: unix_ms, active: LogIndex(0) });
+    }
+
+    /// Whether the client's session knows of a later request than this one.
+    pub(super) fn has_later(&self, request: RequestId) -> bool {
+        let later = RequestId { number: RequestNumber(request.number.0.saturating_add(1)), ..request };
+        let last = RequestId { number: RequestNumber(u64::MAX), ..request };
+        self.session(request.client).is_some_and(|session| session.acknowledged >= request.number)
+            || self.replies.first_key(later..=last).is_some()
     }
 
     fn last_use(&self, client: ClientId) -> u64 {
@@ -107,50 +117,66 @@ impl Sessions {
     }
 
     /// Ends a session and forgets its replies.
-    pub(super) fn end(&mut self, client: ClientId, ended: &mut Vec<ClientId>) {
+    pub(super) fn end(&mut self, directory: &mut Directory, client: ClientId, ended: &mut Vec<ClientId>) {
         let session = self.sessions.remove(client).expect("only a session that exists ends");
         self.by_last_use.remove(&(minute(session.last_used_unix_ms), client));
         self.by_account.remove(&(session.account, client));
         self.forget_replies(client, RequestNumber(u64::MAX));
+        directory.note_active(session.account, session.active);
         ended.push(client);
     }
 
     /// Ends all sessions of an account, or all but one.
-    pub(super) fn end_all(&mut self, account: AccountId, but: Option<ClientId>, ended: &mut Vec<ClientId>) {
+    pub(super) fn end_all(
+        &mut self,
+        directory: &mut Directory,
+        account: AccountId,
+        but: Option<ClientId>,
+        ended: &mut Vec<ClientId>,
+    ) {
         let clients: Vec<ClientId> = self.clients(account).filter(|client| Some(*client) != but).collect();
         for client in clients {
-            self.end(client, ended);
+            self.end(directory, client, ended);
         }
     }
 
     /// Ends the sessions that were last used before this time, the longest unused first (X2).
-    pub(super) fn end_unused_since(&mut self, unix_ms: u64, ended: &mut Vec<ClientId>) {
+    pub(super) fn end_unused_since(
+        &mut self,
+        directory: &mut Directory,
+        unix_ms: u64,
+        ended: &mut Vec<ClientId>,
+    ) {
         let through = (minute(unix_ms), ClientId(u64::MAX));
         let unused = self.by_last_use.range(..=through).map(|(_, client)| (self.last_use(*client), *client));
         let mut unused: Vec<_> = unused.filter(|(last_used, _)| *last_used < unix_ms).collect();
         unused.sort_unstable();
         for (_, client) in unused {
-            self.end(client, ended);
+            self.end(directory, client, ended);
         }
     }
 
     /// If the client has a session of this account, stores the reply to its request there and forgets those that the
-    /// client has, or that are [`REQUEST_WINDOW`] behind.
+    /// client has, or that are [`REQUEST_WINDOW`] behind. `active` is the entry's index if it makes the account active.
     pub(super) fn maybe_record(
         &mut self,
         request: RequestId,
         account: AccountId,
         acknowledged: RequestNumber,
         unix_ms: u64,
+        active: Option<LogIndex>,
         reply: &Reply,
     ) {
         let session = self.sessions.row_mut(request.client).filter(|session| session.account == account);
         let Some(session) = session else { return };
+        session.active = active.unwrap_or(session.active);
         let before = session.acknowledged;
         let mut through = session.acknowledged.max(acknowledged);
         if request.number.is_chosen_by_client() {
             through = through.max(RequestNumber(request.number.0.saturating_sub(REQUEST_WINDOW)));
-            self.replies.insert(request, reply.clone());
+            if request.number > before {
+                self.replies.insert(request, reply.clone());
+            }
         }
         session.acknowledged = through;
         if unix_ms > session.last_used_unix_ms {

@@ -16,6 +16,12 @@ pub fn valid_name(name: &str) -> Result<(), String> {
     }
 }
 
+/// Whether an account can have this name: a valid one, or one that got a number behind `~` when two were the same (R6).
+pub(super) fn valid_given_name(name: &str) -> bool {
+    let (typed, number) = name.rsplit_once('~').unwrap_or((name, "2"));
+    valid_name(typed).is_ok() && number.parse::<u64>().is_ok_and(|n| n >= 2 && n.to_string() == number)
+}
+
 /// Checks a password: 8 to 1,024 bytes of any UTF-8.
 ///
 /// # Errors

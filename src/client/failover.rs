@@ -4,7 +4,7 @@ use super::connection::{Connection, OpenError, PUSHES_MAX};
 use super::error::ClientError;
 use super::policy::{Failure, Policy};
 use super::session_store::{Lease, SessionStore, StoreError, StoredSession};
-use crate::chat::command::{AccountPage, MessagePage, MessageView, Reply};
+use crate::chat::command::{AccountPage, ConflictPage, MessagePage, MessageView, Reply};
 use crate::message::{ErrorCode, ErrorResponse, Push, Request, Response, Status};
 use crate::time;
 use crate::types::{ClientId, MessageId, ViewNumber};
@@ -424,6 +424,18 @@ impl Client {
         match self.question(&Request::History { with: with.to_owned(), before, limit }).await? {
             Response::Messages(page) => Ok(page),
             other => Err(self.unexpected(kind(&other), "messages")),
+        }
+    }
+
+    /// One page of what could not be applied as it was after a split and concerns the account, after a cursor, oldest
+    /// first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn conflicts(&mut self, after: u64, limit: u16) -> Result<ConflictPage, ClientError> {
+        match self.question(&Request::Conflicts { after, limit }).await? {
+            Response::Conflicts(page) => Ok(page),
+            other => Err(self.unexpected(kind(&other), "conflicts")),
         }
     }
 
@@ -855,6 +867,7 @@ fn kind(response: &Response) -> &'static str {
         Response::Resumed { .. } => "resumed",
         Response::Messages(_) => "messages",
         Response::Accounts(_) => "account names",
+        Response::Conflicts(_) => "conflicts",
         Response::Subscribed => "subscribed",
         Response::Status(_) => "status",
         Response::Pong => "pong",

@@ -1,6 +1,6 @@
 //! What clients ask and are answered.
 
-use crate::chat::command::{AccountPage, MessagePage, MessageView, Reply};
+use crate::chat::command::{AccountPage, ConflictPage, MessagePage, MessageView, Reply};
 use crate::types::{AccountId, ClientId, MessageId, ViewNumber};
 
 /// What a client asks.
@@ -94,6 +94,13 @@ pub enum Request {
         /// How many at most; 0: the default.
         limit: u16,
     },
+    /// Reads what concerns the account among what could not be applied as it was after a split (R6), oldest first.
+    Conflicts {
+        /// After this cursor; 0: from the oldest.
+        after: u64,
+        /// How many at most; 0: the default.
+        limit: u16,
+    },
     /// Asks for new messages to be pushed to this connection (X4).
     Subscribe,
     /// Asks how the server is; needs no login and no primary.
@@ -140,6 +147,8 @@ pub enum Response {
     Messages(MessagePage),
     /// Names.
     Accounts(AccountPage),
+    /// What could not be applied as it was.
+    Conflicts(ConflictPage),
     /// New messages will be pushed.
     Subscribed,
     /// How the server is.
@@ -251,6 +260,8 @@ error_codes! {
     Interrupted = 45, "interrupted", true;
     /// The request's number was acknowledged, or is so old that its reply is forgotten.
     ReplyForgotten = 46, "reply_forgotten", false;
+    /// The request was carried out on one side of a split, and does not fit what was done on the other (R6).
+    Conflict = 47, "conflict", false;
 }
 
 /// How a server is, for people and monitoring.

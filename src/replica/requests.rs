@@ -271,6 +271,7 @@ impl Replica {
             body @ (Request::List { .. }
             | Request::Read { .. }
             | Request::History { .. }
+            | Request::Conflicts { .. }
             | Request::Resume { .. }
             | Request::Subscribe) => {
                 if confirmed {
@@ -333,6 +334,9 @@ impl Replica {
                     failure(ErrorCode::NoSuchAccount, format!("no account is named {with:?}"))
                 })?,
             ),
+            Request::Conflicts { after, limit } => {
+                Response::Conflicts(self.state.conflicts(account, after, usize::from(limit)))
+            }
             Request::Subscribe => {
                 self.requests.connections.entry(connection).or_default().subscribed = true;
                 self.requests.subscribed.entry(account).or_default().insert(connection);
@@ -807,5 +811,9 @@ fn refused(refusal: Refusal) -> ErrorResponse {
         ),
         Refusal::SessionExpired => expired(),
         Refusal::PasswordChanged => failure(ErrorCode::WrongPassword, "the password was changed meanwhile"),
+        Refusal::Conflict => failure(
+            ErrorCode::Conflict,
+            "it was done on the other side of a split, and does not fit what was done on this one: see the conflicts",
+        ),
     }
 }

@@ -7,7 +7,9 @@ use super::field::{
     DecodeError, Reader, put_id, put_list, put_message_ids, put_string, put_strings, put_view,
 };
 use super::opcode;
-use crate::chat::command::{AccountPage, MessagePage, MessageView, Refusal, Reply};
+use crate::chat::command::{
+    AccountPage, ConflictPage, ConflictView, MessagePage, MessageView, Refusal, Reply,
+};
 use crate::message::{ErrorCode, ErrorResponse, Push, Request, Response, Status};
 use crate::types::{AccountId, MessageId};
 
@@ -22,6 +24,9 @@ pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 
 /// The shortest message on a page: its id, three empty strings, time, flag and cursor.
 const MESSAGE_BYTES_MIN: usize = 39;
+
+/// The shortest conflict on a page: cursor, id, time, and five empty strings.
+const CONFLICT_BYTES_MIN: usize = 42;
 
 /// What a client hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +66,7 @@ pub fn encode_request(out: &mut BytesMut, request: u32, body: &Request) {
             put_string(out, to);
             put_string(out, text);
         }
-        Request::Read { after, limit } => {
+        Request::Read { after, limit } | Request::Conflicts { after, limit } => {
             out.put_u64(*after);
             out.put_u16(*limit);
         }
@@ -94,6 +99,7 @@ const fn request_opcode(body: &Request) -> u8 {
         Request::Delete { .. } => opcode::DELETE,
         Request::History { .. } => opcode::HISTORY,
         Request::Subscribe => opcode::SUBSCRIBE,
+        Request::Conflicts { .. } => opcode::CONFLICTS,
         Request::Status => opcode::STATUS,
         Request::Ping => opcode::PING,
         Request::Seen { .. } => opcode::SEEN,
@@ -138,6 +144,7 @@ pub fn decode_request(frame: &Frame) -> Result<Request, DecodeError> {
             Request::History { with: r.string("with")?, before: r.u64("before")?, limit: r.u16("limit")? }
         }
         opcode::SUBSCRIBE => Request::Subscribe,
+        opcode::CONFLICTS => Request::Conflicts { after: r.u64("after")?, limit: r.u16("limit")? },
         opcode::STATUS => Request::Status,
         opcode::PING => Request::Ping,
         opcode::SEEN => Request::Seen { acknowledged: r.u32("acknowledged")?, view: r.view("view")? },
@@ -178,6 +185,10 @@ pub fn encode_response(out: &mut BytesMut, request: u32, response: &Response) {
         Response::Accounts(page) => write_frame(out, opcode::ACCOUNTS, request, |out| {
             put_string(out, page.next.as_deref().unwrap_or_default());
             put_strings(out, &page.names);
+        }),
+        Response::Conflicts(page) => write_frame(out, opcode::CONFLICTS_ARE, request, |out| {
+            out.put_u8(u8::from(page.more));
+            put_list(out, &page.conflicts, put_conflict);
         }),
         Response::Subscribed => write_frame(out, opcode::SUBSCRIBED, request, |_| {}),
         Response::Status(status) => {
@@ -235,6 +246,11 @@ pub fn decode_from_server(frame: &Frame) -> Result<FromServer, DecodeError> {
         opcode::ACCOUNTS => {
             let next = Some(r.string("next")?).filter(|name| !name.is_empty());
             Response::Accounts(AccountPage { names: r.strings("names")?, next })
+        }
+        opcode::CONFLICTS_ARE => {
+            let more = r.bool("more")?;
+            let conflicts = r.list("conflicts", CONFLICT_BYTES_MIN, read_conflict)?;
+            Response::Conflicts(ConflictPage { conflicts, more })
         }
         opcode::SUBSCRIBED => Response::Subscribed,
         opcode::STATUS_IS => Response::Status(read_status(r)?),
@@ -308,6 +324,9 @@ fn refusal_error(refusal: Refusal) -> ErrorResponse {
         Refusal::MailboxFull => (ErrorCode::MailboxFull, "the recipient's mailbox is full"),
         Refusal::SessionExpired => (ErrorCode::SessionExpired, "the session has ended; log in"),
         Refusal::PasswordChanged => (ErrorCode::WrongPassword, "the password was changed meanwhile"),
+        Refusal::Conflict => {
+            (ErrorCode::Conflict, "it does not fit what was done on the other side of a split: see the conflicts")
+        }
     };
     ErrorResponse { code, maybe_executed: false, text: text.to_owned(), primary: String::new() }
 }
@@ -353,6 +372,28 @@ fn read_message(r: &mut Reader<'_>) -> Result<MessageView, DecodeError> {
     let (cursor, text) = (r.u64("cursor")?, r.string("text")?);
     let (delivered, late) = (flags & 1 != 0, flags & 2 != 0);
     Ok(MessageView { id, from, to, unix_ms, delivered, late, cursor, text })
+}
+
+fn put_conflict(out: &mut BytesMut, conflict: &ConflictView) {
+    out.put_u64(conflict.cursor);
+    put_id(out, conflict.request);
+    out.put_u64(conflict.unix_ms);
+    for text in [&conflict.reason, &conflict.command, &conflict.account, &conflict.other, &conflict.text] {
+        put_string(out, text);
+    }
+}
+
+fn read_conflict(r: &mut Reader<'_>) -> Result<ConflictView, DecodeError> {
+    Ok(ConflictView {
+        cursor: r.u64("cursor")?,
+        request: r.id("request")?,
+        unix_ms: r.u64("time")?,
+        reason: r.string("reason")?,
+        command: r.string("command")?,
+        account: r.string("account")?,
+        other: r.string("other")?,
+        text: r.string("text")?,
+    })
 }
 
 fn put_status(out: &mut BytesMut, status: &Status) {

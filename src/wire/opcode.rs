@@ -43,6 +43,8 @@ opcodes! {
     HISTORY = 0x25;
     /// Asks for pushes.
     SUBSCRIBE = 0x26;
+    /// Reads what could not be applied as it was after a split.
+    CONFLICTS = 0x27;
 
     /// Opens the handshake of two servers.
     PEER_HELLO = 0x40;
@@ -115,6 +117,8 @@ opcodes! {
     MESSAGES = 0xa2;
     /// New messages will be pushed.
     SUBSCRIBED = 0xa6;
+    /// What could not be applied as it was.
+    CONFLICTS_ARE = 0xa7;
     /// The request failed.
     ERROR = 0xbf;
 

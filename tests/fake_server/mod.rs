@@ -8,7 +8,7 @@
 )]
 
 use bytes::BytesMut;
-use lastword::chat::command::{AccountPage, MessagePage, MessageView, Reply};
+use lastword::chat::command::{AccountPage, ConflictPage, MessagePage, MessageView, Reply};
 use lastword::message::{ErrorCode, ErrorResponse, Push, Request, Response, Status};
 use lastword::types::{AccountId, ClientId, MessageId, RequestId, RequestNumber, ServerId, ViewNumber};
 use lastword::wire::client::{decode_request, encode_push, encode_response};
@@ -217,6 +217,7 @@ pub fn friendly(asked: &Asked) -> Response {
             done(Reply::Deleted { count: u64::try_from(messages.len()).unwrap() })
         }
         Request::History { .. } => page(vec![message(1, "one")]),
+        Request::Conflicts { .. } => Response::Conflicts(ConflictPage::default()),
         Request::Subscribe => Response::Subscribed,
         Request::Status => status("primary", "127.0.0.1:1"),
         Request::Ping | Request::Seen { .. } => Response::Pong,
