@@ -6,9 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{
-    APPLIED_ENTRIES_MAX, CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES,
-};
+use crate::config::{APPLIED_ENTRIES_MAX, CHECKPOINT_SLICE_ROWS, SMALL_STATE_BYTES};
 use crate::message::{CheckpointResult, CheckpointStep};
 use crate::time::Instant;
 use crate::types::LogIndex;
@@ -120,12 +118,12 @@ impl Replica {
             return;
         }
         let size = self.state.bytes_estimate();
-        let outgrown = job.log_bytes >= size.max(CHECKPOINT_LOG_BYTES_MIN);
+        let due_bytes = size.max(self.config.checkpoint_log_bytes_min);
+        let outgrown = job.log_bytes >= due_bytes;
         let quiet = size < SMALL_STATE_BYTES && self.now.since(job.last_applied_at) >= QUIET;
         let read = job.read_by_learner.is_some_and(|at| self.now.since(at) < KEPT_FOR_LEARNER);
         // T3: what a learner reads stays for a while, but not at any price.
-        let outgrown =
-            outgrown && (!read || job.log_bytes >= OUTGROWN_CAP * size.max(CHECKPOINT_LOG_BYTES_MIN));
+        let outgrown = outgrown && (!read || job.log_bytes >= OUTGROWN_CAP * due_bytes);
         if job.wanted || outgrown || (quiet && !read) || self.stopping.is_some() {
             self.begin_checkpoint();
         }

@@ -35,6 +35,8 @@ pub struct Config {
     pub cold_wait: Option<Duration>,
     /// Whether a refused connection proves a crash (V11); off behind forwarders.
     pub evidence: bool,
+    /// Log bytes since the last checkpoint that make the next one due, at least.
+    pub checkpoint_log_bytes_min: u64,
 }
 
 /// How a link to a peer is.

@@ -40,6 +40,7 @@ use self::cluster::split_address;
 use self::disk::DiskThreads;
 use self::driver::{CLIENT_EVENTS_MAX, Driver, INNER_EVENTS_MAX, Input, Inputs, Outside};
 use self::key::{ClusterKey, KEY_FILE, KeyError};
+use crate::config::CHECKPOINT_LOG_BYTES_MIN;
 use crate::replica::{Config, Exit, FirstRole, Replica};
 use crate::storage::{self, Opened, OsDisk, StorageError};
 use crate::time::Instant;
@@ -269,6 +270,7 @@ impl Life {
             min_copies: options.min_copies,
             cold_wait: options.cold_wait,
             evidence: options.evidence,
+            checkpoint_log_bytes_min: CHECKPOINT_LOG_BYTES_MIN,
         }
     }
 
