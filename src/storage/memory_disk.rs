@@ -5,7 +5,7 @@
 //! what was synced and a random prefix of what was appended since, and of each directory's unsynced changes a random
 //! prefix in their order. Faults can be injected by count, by space, and bit by bit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -27,7 +27,7 @@ pub struct MemoryFile {
     node: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     nodes: BTreeMap<u64, Node>,
     next_node: u64,
@@ -37,6 +37,9 @@ struct Inner {
     syncs: u64,
     fault: Fault,
     space: Option<u64>,
+    /// Files of which a sync has failed: the system has forgotten which of their bytes are not on disk, so that
+    /// later syncs succeed and bring nothing there (D2).
+    unsyncable: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +53,14 @@ enum Fault {
     Sync(u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Node {
     File { live: Vec<u8>, durable: Durable },
     Directory { live: Names, durable: Names, pending: Vec<Change> },
 }
 
 /// The durable bytes of a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Durable {
     /// The first so many of the live ones.
     Prefix(usize),
@@ -197,7 +200,8 @@ impl Inner {
     }
 
     fn crash(&mut self) {
-        let Self { nodes, prng, .. } = self;
+        let Self { nodes, prng, unsyncable, .. } = self;
+        unsyncable.clear();
         for node in nodes.values_mut() {
             match node {
                 Node::File { live, durable } => {
@@ -268,6 +272,7 @@ impl MemoryDisk {
             syncs: 0,
             fault: Fault::None,
             space: None,
+            unsyncable: BTreeSet::new(),
         };
         Self { inner: Arc::new(Mutex::new(inner)), life: 0 }
     }
@@ -324,6 +329,24 @@ impl MemoryDisk {
     /// Lets the sync of a file of this number fail, counted from 1 since the disk was made, and all after it.
     pub fn fail_at_sync(&self, sync: u64) {
         self.lock().fault = Fault::Sync(sync);
+    }
+
+    /// No call fails by injection any more.
+    pub fn fail_no_more(&self) {
+        self.lock().fault = Fault::None;
+    }
+
+    /// A copy of the whole directory as processes see it now, on another disk.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let inner = self.lock().clone();
+        Self { inner: Arc::new(Mutex::new(inner)), life: self.life }
+    }
+
+    /// How many bytes all files have together.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used()
     }
 
     /// How many bytes all files may have together; none: no limit.
@@ -520,7 +543,13 @@ impl DiskFile for MemoryFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut inner = self.inner.lock().expect("no holder of the lock panics");
+        if matches!(inner.fault, Fault::Sync(call) if inner.syncs + 1 == call) {
+            inner.unsyncable.insert(self.node);
+        }
         inner.change(self.life, true)?;
+        if inner.unsyncable.contains(&self.node) {
+            return Ok(());
+        }
         let (live, durable) = inner.bytes_mut(self.node);
         *durable = Durable::Prefix(live.len());
         Ok(())
