@@ -170,7 +170,9 @@ impl<F: DiskFile> Scan<F> {
         self.tail = Tail::Whole;
         self.good_end = HEADER.len() as u64;
         let mut segment = number;
-        if let Some(number) = number.or(self.started.then_some(self.next_sequence)) {
+        // The live segment begins where the one before has ended, unless that one's last rows are damaged.
+        let follows = (self.started && self.bad.is_none()).then_some(self.next_sequence);
+        if let Some(number) = number.or(follows) {
             segment = Some(number);
             self.begin_segment(number, name, &file);
         }
@@ -180,9 +182,10 @@ impl<F: DiskFile> Scan<F> {
             line_number += 1;
             let bytes = lines.bytes(&at);
             let checked = if at.complete { split(bytes) } else { Err(RowError::NoChecksum) };
-            // The log's first segment is named by its first row, or what must have been its first row.
+            // Otherwise a segment is named by its first row, or what must have been its first row.
             let number = segment.unwrap_or_else(|| {
-                let first = checked.as_ref().map_or(1, |row| (row.sequence + 2).saturating_sub(line_number));
+                let next = self.next_sequence;
+                let first = checked.as_ref().map_or(next, |row| (row.sequence + 2).saturating_sub(line_number));
                 if checked.is_ok() {
                     segment = Some(first);
                     self.begin_segment(first, name, &file);
