@@ -98,7 +98,7 @@ impl Replica {
         self.hard.promised > self.view.number
             && self.peers.get(&candidate).is_some_and(|peer| peer.answered)
             && !self.is_dead(candidate)
-            && self.now.since(self.role_since) < SUSPICION
+            && self.now.since(self.role_since) < CANDIDATE_PATIENCE
     }
 
     /// When the next attempt is due (V1: staggered by rank; V12: after the back-off).
@@ -321,8 +321,10 @@ impl Replica {
             Role::Candidate(candidate) => candidate.was_primary,
             _ => false,
         };
-        let banned = self.peers.keys().copied().filter(|id| self.is_banned(*id) && !dropping.contains(id));
-        let dropping = banned.chain(dropping.clone()).collect();
+        // N9: whose disk is stuck can't promise; it is told, and answers from memory (V10).
+        let stuck = |id: &ServerId| self.peers[id].pulse.as_ref().is_some_and(is_stuck);
+        let late = |id: &ServerId| (self.is_banned(*id) || stuck(id)) && !dropping.contains(id);
+        let dropping = self.peers.keys().copied().filter(late).chain(dropping.iter().copied()).collect();
         self.pre_vote = None;
         self.suspected_since = None;
         self.hold_reads();
@@ -459,7 +461,7 @@ impl Replica {
             }
             Phase::Collecting { reports } => {
                 let (mut reports, dropping) = (reports.clone(), candidate.dropping.clone());
-                let timed_out = now.since(candidate.since) >= SUSPICION * 2;
+                let timed_out = now.since(candidate.since) >= COLLECTING_MAX;
                 let dead = self.dead_for_ballot();
                 // Who has died since may have promised and done more than it had answered; and so may others have
                 // without this server, if it was not in touch with all of them until their end (V2).
@@ -864,6 +866,13 @@ impl Replica {
         self.send_fetch(leader, view);
     }
 }
+
+/// So long a candidate may wait for promises; after that it goes on without those who live and don't answer (N9).
+const COLLECTING_MAX: Duration = SUSPICION.saturating_mul(2);
+/// So long whoever has promised lets the candidate finish (V12): longer than it waits itself, or two candidates could
+/// overtake each other for ever while both wait for a third.
+const CANDIDATE_PATIENCE: Duration = SUSPICION.saturating_mul(3);
+const _: () = assert!(COLLECTING_MAX.as_millis() < CANDIDATE_PATIENCE.as_millis());
 
 /// N9: a server whose oldest write has been under way for so long has a stuck disk; it must not look alive.
 const STUCK_MS: u32 = 1000;
