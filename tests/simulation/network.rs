@@ -1,6 +1,7 @@
 //! Links between servers: each server keeps one outgoing connection to every other, and messages travel on the
 //! sender's connection. A connection ends with either process; paths may stall or be blocked in one direction.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -62,8 +63,31 @@ impl Link {
 struct Path {
     /// Nothing arrives before this moment: what is sent meanwhile waits, as TCP sends again.
     stalled_until: Instant,
-    /// Nothing arrives at all.
+    /// Nothing arrives at all, and no connection comes about.
     blocked: bool,
+    /// Connections come about, and nothing that is said on them arrives.
+    mute: bool,
+}
+
+/// What passes between a client and a server.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ClientPath {
+    /// The server does not hear the client before this moment.
+    pub deaf_until: Instant,
+    /// The client does not hear the server before this moment.
+    pub mute_until: Instant,
+}
+
+impl ClientPath {
+    /// Whether the server does not hear the client now.
+    pub(crate) fn is_deaf(&self, now: Instant) -> bool {
+        now < self.deaf_until
+    }
+
+    /// Whether the client does not hear the server now.
+    pub(crate) fn is_mute(&self, now: Instant) -> bool {
+        now < self.mute_until
+    }
 }
 
 /// All links and paths.
@@ -72,6 +96,8 @@ pub(crate) struct Network {
     servers: usize,
     links: Vec<Link>,
     paths: Vec<Path>,
+    /// Those that are not as usual.
+    clients: BTreeMap<(usize, usize), ClientPath>,
 }
 
 impl Network {
@@ -81,6 +107,7 @@ impl Network {
             servers,
             links: vec![Link::default(); servers * servers],
             paths: vec![Path::default(); servers * servers],
+            clients: BTreeMap::new(),
         }
     }
 
@@ -103,9 +130,31 @@ impl Network {
         self.paths[from * self.servers + to].blocked = blocked;
     }
 
+    /// What one server says to another no longer arrives, though connections come about.
+    pub(crate) fn mute(&mut self, from: usize, to: usize) {
+        self.paths[from * self.servers + to].mute = true;
+    }
+
     /// Opens every path.
     pub(crate) fn heal(&mut self) {
         self.paths.fill(Path::default());
+        self.clients.clear();
+    }
+
+    /// What passes between a client and a server.
+    pub(crate) fn client_path(&self, client: usize, server: usize) -> ClientPath {
+        self.clients.get(&(client, server)).copied().unwrap_or_default()
+    }
+
+    /// Changes that.
+    pub(crate) fn set_client_path(&mut self, client: usize, server: usize, path: ClientPath) {
+        self.clients.insert((client, server), path);
+    }
+
+    /// Whether a client can't connect to a server.
+    pub(crate) fn is_client_cut(&self, client: usize, server: usize, now: Instant) -> bool {
+        let path = self.client_path(client, server);
+        path.is_deaf(now) || path.is_mute(now)
     }
 
     fn is_blocked_between(&self, one: usize, other: usize) -> bool {
@@ -153,7 +202,8 @@ impl World {
 
     /// A message arrives at a running process.
     pub(crate) fn on_peer_message(&mut self, from: usize, to: usize, generation: u64, message: PeerMessage) {
-        if generation < self.network.link(from, to).lost_below || self.network.path(from, to).blocked {
+        let path = self.network.path(from, to);
+        if generation < self.network.link(from, to).lost_below || path.blocked || path.mute {
             return;
         }
         self.deliver(to, Event::Message { from: server_id(from), message });

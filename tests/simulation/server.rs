@@ -13,7 +13,9 @@ use lastword::prng::Prng;
 use lastword::replica::{
     Config, Effect, Event, Exit, FirstRole, HashId, HashJob, Hashed, LinkState, Notice, ReadId, Replica,
 };
-use lastword::storage::{Checkpoints, CommitLog, LogReader, MemoryDisk, Opened, read_diverged};
+use lastword::storage::{
+    Checkpoints, CommitLog, Disk as _, LogReader, MemoryDisk, Opened, StorageError, read_diverged,
+};
 use lastword::time::Instant;
 use lastword::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
 
@@ -22,6 +24,9 @@ use crate::faults::Fault;
 use crate::nemesis::Mishap;
 use crate::swarm::Swarm;
 use crate::world::{Action, Life, World, trace};
+
+/// With less space left new writes are refused (D3); the real server's limit is larger.
+pub(crate) const SPACE_LOW_BYTES: u64 = 32 * 1024;
 
 /// The id of the server at this place.
 pub(crate) fn server_id(at: usize) -> ServerId {
@@ -55,9 +60,21 @@ pub(crate) struct Server {
     pub held: Vec<Action>,
     /// How much slower than usual its disk is.
     pub disk_slowness: u32,
+    /// Nothing is done on its disk before this moment.
+    pub disk_stuck_until: Instant,
+    /// In which way its disk was made to fail: its process may end because of that.
+    pub disk_fault: Option<Fault>,
+    /// Bits were flipped: the directory may be refused.
+    pub damaged: bool,
+    /// Its directory as it once was, in a view of more than this server.
+    pub backup: Option<MemoryDisk>,
+    /// Nothing mends it any more.
+    pub broken_for_ever: bool,
+    /// Cut off for ever: what it does by itself from now on is not compared to the others.
+    pub given_up: bool,
     /// The process.
     pub process: Option<Process>,
-    /// Whether somebody types the command line again after an orderly stop.
+    /// It stops in order, and somebody types the command line again afterwards.
     pub restarts: bool,
     /// Why the last process ended by itself.
     pub exited: Option<Exit>,
@@ -100,6 +117,9 @@ pub(crate) struct Process {
     connections_made: u64,
     /// Whether it has said that it is ready.
     pub ready: bool,
+    /// The first error of its log: nothing else is attempted (D2).
+    pub failed: Option<String>,
+    space_low: bool,
 }
 
 #[derive(Debug)]
@@ -129,6 +149,7 @@ impl Server {
                 min_copies: 1,
                 cold_wait: None,
                 evidence: true,
+                checkpoint_log_bytes_min: swarm.checkpoint_bytes,
             },
             disk: MemoryDisk::new(prng.next_u64()),
             clock: Clock::new(offset, gain_ppm, wall_ms),
@@ -136,6 +157,12 @@ impl Server {
             paused: false,
             held: Vec::new(),
             disk_slowness: 1,
+            disk_stuck_until: Instant::ZERO,
+            disk_fault: None,
+            damaged: false,
+            backup: None,
+            broken_for_ever: false,
+            given_up: false,
             process: None,
             restarts: false,
             exited: None,
@@ -172,10 +199,12 @@ impl World {
         let server = &mut self.servers[at];
         server.paused = false;
         server.exited = None;
-        let disk = server.disk.clone();
-        let opened = lastword::storage::open(disk, server_id(at), &server.config.servers, &mut |_| {});
-        let Opened { recovered, log, reader, checkpoints, notices } =
-            opened.unwrap_or_else(|error| panic!("server {} can't open its directory: {error}", at + 1));
+        server.restarts = false;
+        server.disk_fault = server.disk_fault.filter(|fault| *fault == Fault::ShortWrite);
+        let Opened { recovered, log, reader, checkpoints, notices } = match self.open_directory(at) {
+            Ok(opened) => opened,
+            Err(error) => return self.on_refused_directory(at, &error),
+        };
         trace!(
             self,
             "start {} life {life}: incarnation {} view {:?} applied {} tail {} standing {:?} {notices:?}",
@@ -202,11 +231,38 @@ impl World {
             connections: BTreeMap::new(),
             connections_made: 0,
             ready: false,
+            failed: None,
+            space_low: false,
         });
         self.checks.forget_process(at);
         self.trace.mix(life);
         self.drain(at);
         self.connect_to_all(at);
+    }
+
+    /// Opens a server's directory, with segments of this world's size.
+    pub(crate) fn open_directory(&self, at: usize) -> Result<Opened<MemoryDisk>, StorageError> {
+        let Server { disk, config, .. } = &self.servers[at];
+        let segment = self.swarm.segment_bytes;
+        lastword::storage::open_with(disk.clone(), config.me, &config.servers, segment, &mut |_| {})
+    }
+
+    /// The command ends at once. Whoever typed it reads why, and tries again later; a directory that is damaged
+    /// beyond use is emptied, as the message says, once nothing acknowledged rests on it.
+    fn on_refused_directory(&mut self, at: usize, error: &StorageError) {
+        trace!(self, "server {} can't open its directory: {error}", at + 1);
+        let Server { disk, disk_fault, damaged, .. } = &mut self.servers[at];
+        *disk = disk.restart();
+        let expected = *damaged || *disk_fault == Some(Fault::ShortWrite);
+        assert!(expected, "server {} can't open its directory: {error}", at + 1);
+        if *damaged && *disk_fault != Some(Fault::ShortWrite) {
+            self.faults.count(Fault::Refused);
+            if self.is_superseded(at) {
+                self.wipe(at);
+            }
+        }
+        let wait = self.between(Duration::from_millis(200), Duration::from_secs(1));
+        self.after(wait, Action::Mishap(Mishap::Start(at)));
     }
 
     fn network_power_is_back(&mut self, at: usize) {
@@ -305,6 +361,7 @@ impl World {
         assert!(self.servers[at].process.is_none(), "the directory of a running process is locked");
         trace!(self, "wipe {}", at + 1);
         self.servers[at].disk = MemoryDisk::new(self.prng.next_u64());
+        self.servers[at].damaged = false;
     }
 
     /// Hands an event to the core and carries out what it wants done.
@@ -405,6 +462,10 @@ impl World {
         match exit {
             Exit::Stopped => {}
             Exit::Recover => self.after(wait, Action::Mishap(Mishap::Start(at))),
+            Exit::Disk(_) if self.servers[at].disk_fault.is_some() => {
+                let down = self.between(Duration::from_millis(10), self.swarm.down_max);
+                self.after(down, Action::Mishap(Mishap::Start(at)));
+            }
             Exit::Refused(_) | Exit::Disk(_) => panic!("server {} ends its process: {exit:?}", at + 1),
         }
         self.crash(at, Death::Kill);
@@ -416,7 +477,8 @@ impl World {
     }
 
     fn disk_delay(&mut self, at: usize) -> Duration {
-        self.between(self.swarm.sync_min, self.swarm.sync_max) * self.servers[at].disk_slowness
+        let stuck = self.servers[at].disk_stuck_until.since(self.now);
+        stuck + self.between(self.swarm.sync_min, self.swarm.sync_max) * self.servers[at].disk_slowness
     }
 
     /// Starts the next group of log jobs and the next checkpoint step, unless some are under way (D1).
@@ -424,7 +486,12 @@ impl World {
         let Some(process) = &mut self.servers[at].process else { return };
         let life = process.life;
         if process.syncing.is_none() && !process.log_jobs.is_empty() {
-            process.syncing = Some(begin_sync(&mut process.log, &mut process.log_jobs));
+            let base = process.log.base();
+            let jobs = &mut process.log_jobs;
+            process.syncing = Some(begin_sync(&mut process.log, jobs, process.failed.as_deref()));
+            if process.log.base() != base && process.replica.state().index() >= base.index {
+                self.faults.count(Fault::LogCut);
+            }
             let delay = self.disk_delay(at);
             self.after(delay, Action::Synced { server: at, life });
         }
@@ -441,13 +508,23 @@ impl World {
         let process = self.servers[at].process.as_mut().expect("syncs are of running processes");
         let sync = process.syncing.take().expect("a sync is under way");
         let life = process.life;
-        let error = sync.error.or_else(|| process.log.sync().err().map(|error| error.to_string()));
-        if let Some(error) = error {
-            panic!("server {}: a write failed on a disk without faults: {error}", at + 1);
+        let known = process.failed.clone();
+        let error = known.clone().or(sync.error);
+        let error = error.or_else(|| process.log.sync().err().map(|error| error.to_string()));
+        let mut events = Vec::new();
+        if let Some(error) = error.clone().filter(|_| known.is_none()) {
+            process.failed = Some(error.clone());
+            self.count_disk_fault(at, &error);
+            events.push(Event::WriteFailed { error });
         }
-        let mut events: Vec<_> = (0..sync.repairs).map(|_| Event::Repaired { error: None }).collect();
-        events.extend(sync.installed.into_iter().map(Event::CheckpointDone));
-        events.extend(sync.through.map(|through| Event::Synced { through }));
+        events.extend((0..sync.repairs).map(|_| Event::Repaired { error: error.clone() }));
+        events.extend(sync.installed.into_iter().map(|installed| {
+            Event::CheckpointDone(match &error {
+                None => installed,
+                Some(error) => CheckpointResult::Failed(error.clone()),
+            })
+        }));
+        events.extend(sync.through.filter(|_| error.is_none()).map(|through| Event::Synced { through }));
         if events.is_empty() {
             self.start_disk_work(at);
         }
@@ -455,6 +532,32 @@ impl World {
             if self.servers[at].life() == Some(life) {
                 self.deliver(at, event);
             }
+        }
+    }
+
+    /// A disk that was made to fail has failed; the process ends for that, or goes on read-only.
+    fn count_disk_fault(&mut self, at: usize, error: &str) {
+        let Some(fault) = self.servers[at].disk_fault else {
+            panic!("server {}: a write failed on a disk without faults: {error}", at + 1);
+        };
+        self.faults.count(fault);
+        let down = self.between(Duration::from_millis(500), Duration::from_secs(4));
+        let life = self.servers[at].life().expect("its disk was in use");
+        self.after(down, Action::Mishap(Mishap::Replace(at, life)));
+    }
+
+    /// The shell looks at the space left (D3).
+    pub(crate) fn look_at_space(&mut self, at: usize) {
+        let left = self.servers[at].disk.space_left().expect("a simulated disk knows");
+        let Server { process, paused, .. } = &mut self.servers[at];
+        let Some(process) = process.as_mut().filter(|_| !*paused) else { return };
+        let low = left < SPACE_LOW_BYTES;
+        if low != process.space_low {
+            process.space_low = low;
+            if low {
+                self.faults.count(Fault::DiskNearlyFull);
+            }
+            self.deliver(at, Event::DiskSpace { low });
         }
     }
 
@@ -470,7 +573,9 @@ impl World {
             Read::Checkpoint { index, offset } => process.checkpoints.read(index, offset),
             Read::Diverged(ref place) => read_diverged(&disk, place.as_ref()),
         };
-        if let ReadResult::Failed(error) = &result {
+        if let ReadResult::Failed(error) = &result
+            && !self.servers[at].damaged
+        {
             panic!("server {}: a read failed on a disk without faults: {error}", at + 1);
         }
         self.deliver(at, Event::ReadDone { id, result });
@@ -478,18 +583,24 @@ impl World {
 
     /// A checkpoint step is done.
     pub(crate) fn on_checkpoint_done(&mut self, at: usize) {
-        let process = self.servers[at].process.as_mut().expect("checkpoints are of running processes");
+        let Server { process, disk_fault, .. } = &mut self.servers[at];
+        let process = process.as_mut().expect("checkpoints are of running processes");
         process.checkpointing = false;
         let step = process.checkpoint_steps.pop_front().expect("a step is under way");
         match process.checkpoints.step(step) {
-            CheckpointResult::Failed(error) => {
+            CheckpointResult::Failed(error) if disk_fault.is_none() => {
                 panic!("server {}: a checkpoint failed on a disk without faults: {error}", at + 1);
             }
             CheckpointResult::Installed(installed) => {
                 process.log_jobs.push_back(LogJob::Restart(installed));
                 self.start_disk_work(at);
             }
-            result => self.deliver(at, Event::CheckpointDone(result)),
+            result => {
+                if matches!(result, CheckpointResult::Finished { .. }) && !self.healed {
+                    self.faults.count(Fault::Checkpoint);
+                }
+                self.deliver(at, Event::CheckpointDone(result));
+            }
         }
     }
 
@@ -507,7 +618,7 @@ impl World {
 
     /// A client's connection attempt arrives; a host without power doesn't answer, a stopped process not yet.
     pub(crate) fn on_client_connect(&mut self, client: usize, epoch: u64, server: usize) {
-        if !self.servers[server].powered {
+        if !self.servers[server].powered || self.network.is_client_cut(client, server, self.now) {
             return;
         }
         if self.servers[server].paused {
@@ -530,7 +641,8 @@ impl World {
     pub(crate) fn on_request(&mut self, at: usize, connection: ConnectionId, request: u32, body: Request) {
         let unix_ms = self.servers[at].clock.unix_ms(self.now);
         let process = self.servers[at].process.as_ref().expect("requests are for running processes");
-        if process.connections.contains_key(&connection) {
+        let Some(&(client, _)) = process.connections.get(&connection) else { return };
+        if !self.network.client_path(client, at).is_deaf(self.now) {
             self.deliver(at, Event::Request { connection, request, body, unix_ms });
         }
     }
@@ -546,6 +658,9 @@ impl World {
     fn respond(&mut self, at: usize, connection: ConnectionId, request: u32, response: Response) {
         let process = self.servers[at].process.as_ref().expect("responses are of running processes");
         let Some(&(client, epoch)) = process.connections.get(&connection) else { return };
+        if self.network.client_path(client, at).is_mute(self.now) {
+            return;
+        }
         let delay = self.delay();
         if self.drop_replies > 0 || self.mischief(self.swarm.reply_drop_permille) {
             self.drop_replies = self.drop_replies.saturating_sub(1);
@@ -573,10 +688,12 @@ impl World {
 }
 
 /// Hands everything that waits to the log; the sync that follows covers it.
-fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>) -> Sync {
-    let mut sync = Sync { through: None, repairs: 0, installed: Vec::new(), error: None };
+fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>, failed: Option<&str>) -> Sync {
+    let error = failed.map(ToOwned::to_owned);
+    let mut sync = Sync { through: None, repairs: 0, installed: Vec::new(), error };
     for job in jobs.drain(..) {
         let result = match job {
+            LogJob::Write(..) | LogJob::Cut(_) if sync.error.is_some() => Ok(()),
             LogJob::Write(id, write) => {
                 sync.through = Some(id);
                 log.write(&write)

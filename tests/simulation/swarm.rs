@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use lastword::config::CHECKPOINT_LOG_BYTES_MIN;
 use lastword::prng::Prng;
+use lastword::storage::SEGMENT_BYTES_MAX;
 
 /// The world of one seed.
 #[derive(Clone, Debug)]
@@ -51,15 +53,32 @@ pub(crate) struct Swarm {
     pub pauses: bool,
     /// Disks become slow.
     pub slow_disks: bool,
+    /// Disks do nothing for a while.
+    pub stuck_disks: bool,
+    /// Syncs and writes fail.
+    pub disk_errors: bool,
+    /// Disks become full.
+    pub full_disks: bool,
+    /// Bits flip in files of servers that are down.
+    pub rot: bool,
     /// Directories are emptied.
     pub wipes: bool,
+    /// Directories are put back as they once were.
+    pub roll_backs: bool,
+    /// So many bytes of log make a checkpoint due.
+    pub checkpoint_bytes: u64,
+    /// Log files are sealed at this size.
+    pub segment_bytes: u64,
     /// Paths stall shortly.
     pub cuts: bool,
     /// Connections between live servers break.
     pub resets: bool,
-    /// One server cut off from all others, for less than a minority waits (V11). Off unless `SIM_PARTITIONS` is set:
-    /// longer ones may split the brain under fail-stop, and wait for the rebase.
+    /// Servers cut off from each other, for less than a minority waits (V11).
     pub partitions: bool,
+    /// … and for longer, so that they split the brain.
+    pub splits: bool,
+    /// Clients cut off from servers.
+    pub client_cuts: bool,
     /// Clocks run at their own rates.
     pub skew: bool,
     /// Wall clocks jump.
@@ -96,10 +115,19 @@ impl Swarm {
             stops: false,
             pauses: false,
             slow_disks: false,
+            stuck_disks: false,
+            disk_errors: false,
+            full_disks: false,
+            rot: false,
             wipes: false,
+            roll_backs: false,
+            checkpoint_bytes: CHECKPOINT_LOG_BYTES_MIN,
+            segment_bytes: SEGMENT_BYTES_MAX,
             cuts: false,
             resets: false,
             partitions: false,
+            splits: false,
+            client_cuts: false,
             skew: false,
             jumps: false,
         }
@@ -140,10 +168,20 @@ impl Swarm {
             stops: prng.chance(1, 4),
             pauses: prng.chance(1, 2),
             slow_disks: prng.chance(1, 5),
-            wipes: prng.chance(1, 4),
+            stuck_disks: prng.chance(1, 5),
+            disk_errors: prng.chance(1, 5),
+            full_disks: prng.chance(1, 6),
+            rot: prng.chance(1, 4),
+            wipes: prng.chance(1, 5),
+            roll_backs: prng.chance(1, 5),
+            checkpoint_bytes: [2_000, 10_000, CHECKPOINT_LOG_BYTES_MIN]
+                [usize::try_from(prng.below(3)).expect("small")],
+            segment_bytes: [1_500, 8_000, SEGMENT_BYTES_MAX][usize::try_from(prng.below(3)).expect("small")],
             cuts: prng.chance(1, 3),
             resets: prng.chance(1, 3),
-            partitions: std::env::var_os("SIM_PARTITIONS").is_some(),
+            partitions: prng.chance(1, 4),
+            splits: std::env::var_os("SIM_PARTITIONS").is_some(),
+            client_cuts: prng.chance(1, 4),
             skew: prng.chance(1, 3),
             jumps: prng.chance(1, 3),
         }

@@ -101,6 +101,8 @@ pub(crate) struct World {
     pub trace: Trace,
     /// Whether faults still happen: no loss, no cut, no dropped reply after healing.
     pub healed: bool,
+    /// No partition begins before this moment.
+    pub partition_after: Instant,
     /// So many replies are dropped next, with their connections: a scenario's way to lose one.
     pub drop_replies: u32,
     /// Several servers may lead at once: logs may part until they meet again.
@@ -140,6 +142,7 @@ impl World {
             trace,
             queue: Queue::default(),
             healed: false,
+            partition_after: Instant::ZERO,
             drop_replies: 0,
             split: false,
             prng,

@@ -51,6 +51,9 @@ impl Checks {
 impl World {
     /// Looks at a server that has just done something.
     pub(crate) fn check_after_step(&mut self, at: usize) {
+        if self.servers[at].given_up {
+            return;
+        }
         let Some(replica) = self.servers[at].replica() else { return };
         let now = self.servers[at].clock.monotonic(self.now);
         self.checks.steps += 1;
