@@ -5,6 +5,7 @@
 //! cargo test --test simulation                            fixed seeds, failed seeds, fresh seeds, scenarios
 //! SIM_SEED=0x1538 cargo test --test simulation swarm      replays one seed; SIM_TRACE=1 prints each step
 //! SIM_SEEDS=20000 cargo test --test simulation swarm      so many fresh seeds, and what they amounted to
+//! SIM_MINUTES=10 cargo test --test simulation swarm       fresh seeds for so long; scripts/soak does that
 //! SIM_VIOLATIONS=10 …                                     goes on until so many seeds have failed
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! - `queue`, `clock`, `trace`: what happens next, what time it is where, what has happened.
 //! - `network`, `server`, `client`: the simulated shell around the real parts.
 //! - `swarm`, `nemesis`, `faults`: which faults a seed has, when they strike, how often they did.
+//! - `liveness`: some servers stay broken for ever, and the others must go on.
 //! - `check/`: what must hold after every step; `oracle`: what clients know; `runner`: seeds, healing, final checks.
 //! - `scenarios`, `splits`: directed histories, each named after the fact it shows.
 
@@ -21,6 +23,7 @@ mod check;
 mod client;
 mod clock;
 mod faults;
+mod liveness;
 mod nemesis;
 mod network;
 mod oracle;
@@ -38,12 +41,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lastword::prng::Prng;
 
-use runner::{Outcome, Violation, report, run_seeds, try_seed};
+use runner::{History, Outcome, Violation, report, run_seeds, try_seed};
 
 /// Seeds that are run by every test run, beside fresh ones.
-const FIXED_SEEDS: u64 = 64;
+const FIXED_SEEDS: u64 = 200;
+/// In so many seeds every required fault must have fired.
+const SEEDS_FOR_EVERY_FAULT: u64 = 1000;
 /// Fresh seeds are run for so long unless `SIM_SEEDS` says how many.
 const FRESH_SECONDS: u64 = 12;
+/// A long run says so often how far it is.
+const PROGRESS_SEEDS: u64 = 10_000;
 
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
@@ -77,7 +84,7 @@ fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
     let simulated = outcome.simulated.as_secs_f64();
     eprintln!(
         "{count} seeds in {seconds:.1} s: {:.1} seeds/s, {:.1} simulated hours ({:.0} x real time), {} steps, \
-         {} entries committed, {} commands acknowledged, {} reads checked, {} outcomes unknown\n  {}",
+         {} entries committed, {} commands acknowledged, {} reads checked, {} outcomes unknown\n{}",
         count as f64 / seconds,
         simulated / 3600.0,
         simulated / seconds,
@@ -90,47 +97,66 @@ fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
     );
 }
 
-fn run_listed(seeds: &[u64]) -> (u64, Outcome, Vec<Violation>) {
+/// Fresh seeds: so many, or for so long, as the environment says.
+fn run_fresh(history: History) -> (u64, Outcome, Vec<Violation>) {
+    let begun = std::time::Instant::now();
+    let wanted = environment("SIM_SEEDS");
+    let minutes = environment("SIM_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
+    let until = minutes.unwrap_or(Duration::from_secs(FRESH_SECONDS));
+    let base = fresh_seed();
     let next = AtomicU64::new(0);
-    run_seeds(|| seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("small")).copied())
+    run_seeds(history, || {
+        let place = next.fetch_add(1, Ordering::Relaxed);
+        if minutes.is_some() && place > 0 && place.is_multiple_of(PROGRESS_SEEDS) {
+            eprintln!("{place} seeds without a violation in {} s", begun.elapsed().as_secs());
+        }
+        let more = wanted.map_or_else(|| begun.elapsed() < until, |wanted| place < wanted);
+        more.then(|| Prng::new(base.wrapping_add(place)).next_u64())
+    })
+}
+
+fn run_listed(history: History, seeds: &[u64]) -> (u64, Outcome, Vec<Violation>) {
+    let next = AtomicU64::new(0);
+    run_seeds(history, || {
+        seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("small")).copied()
+    })
+}
+
+/// One seed if the environment names one, else fresh ones.
+fn run_test(history: History) -> (u64, Outcome) {
+    let begun = std::time::Instant::now();
+    let named = environment("SIM_SEED");
+    let (count, outcome, violations) = match named {
+        Some(seed) => run_listed(history, &[seed]),
+        None => run_fresh(history),
+    };
+    print_summary(count, &outcome, begun.elapsed());
+    fail(&violations, count);
+    if let (Some(seed), true) = (named, std::env::var_os("SIM_TRACE").is_some()) {
+        history.run(seed, trace::Trace::new(true, true), &mut None);
+    }
+    (count, outcome)
 }
 
 #[test]
 fn swarm() {
-    let begun = std::time::Instant::now();
-    if let Some(seed) = environment("SIM_SEED") {
-        let (count, outcome, violations) = run_listed(&[seed]);
-        fail(&violations, count);
-        if std::env::var_os("SIM_TRACE").is_some() {
-            let mut world = None;
-            runner::run_seed(seed, trace::Trace::new(true, true), &mut world);
-        }
-        print_summary(count, &outcome, begun.elapsed());
-        return;
-    }
-    let wanted = environment("SIM_SEEDS");
-    let base = fresh_seed();
-    let begun_seeds = AtomicU64::new(0);
-    let (count, outcome, violations) = run_seeds(|| {
-        let place = begun_seeds.fetch_add(1, Ordering::Relaxed);
-        let more = match wanted {
-            Some(wanted) => place < wanted,
-            None => begun.elapsed() < Duration::from_secs(FRESH_SECONDS),
-        };
-        more.then(|| Prng::new(base.wrapping_add(place)).next_u64())
-    });
-    print_summary(count, &outcome, begun.elapsed());
-    fail(&violations, count);
-    let missing = outcome.faults.missing();
-    assert!(count < 300 || missing.is_empty(), "in {count} seeds these faults never fired: {missing:?}");
+    let (count, outcome) = run_test(History::Swarm);
+    let missing = outcome.faults.missing(count);
+    let enough = count >= SEEDS_FOR_EVERY_FAULT;
+    assert!(!enough || missing.is_empty(), "in {count} seeds these faults fired too rarely: {missing:?}");
+}
+
+#[test]
+fn liveness() {
+    run_test(History::Liveness);
 }
 
 #[test]
 fn fixed_seeds_hold_and_every_fault_fires_in_them() {
     let seeds: Vec<u64> = (0..FIXED_SEEDS).map(|n| Prng::new(0x1538 + n).next_u64()).collect();
-    let (count, outcome, violations) = run_listed(&seeds);
+    let (count, outcome, violations) = run_listed(History::Swarm, &seeds);
     fail(&violations, count);
-    let missing = outcome.faults.missing();
+    let missing = outcome.faults.missing(count);
     assert!(missing.is_empty(), "these faults never fired: {missing:?}");
 }
 
@@ -143,15 +169,16 @@ fn seeds_that_failed_once_hold_now() {
         .filter(|line| !line.is_empty())
         .map(|line| number(line).unwrap_or_else(|| panic!("failed_seeds.txt: {line:?}: expected a seed")))
         .collect();
-    let (count, _, violations) = run_listed(&seeds);
+    let (count, _, violations) = run_listed(History::Swarm, &seeds);
     fail(&violations, count);
 }
 
 #[test]
 fn two_runs_of_one_seed_have_the_same_trace() {
     for seed in [1, 0x1538, 0xdead_beef] {
-        let first = try_seed(seed).unwrap_or_else(|what| panic!("seed {seed:#x}: {what}"));
-        let second = try_seed(seed).unwrap_or_else(|what| panic!("seed {seed:#x}, run again: {what}"));
+        let first = try_seed(History::Swarm, seed).unwrap_or_else(|what| panic!("seed {seed:#x}: {what}"));
+        let second =
+            try_seed(History::Swarm, seed).unwrap_or_else(|what| panic!("seed {seed:#x}, run again: {what}"));
         assert_eq!(first.hash, second.hash, "seed {seed:#x} has two histories");
         assert_eq!(first.steps, second.steps);
     }

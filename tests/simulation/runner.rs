@@ -52,12 +52,46 @@ impl Outcome {
         self.reads += other.reads;
         self.unknown += other.unknown;
         self.committed += other.committed;
-        self.faults.add(&other.faults);
+        self.faults.add_seed(&other.faults);
     }
 }
 
-/// One seed, from the first start to the last check. The world is given back for its trace even after a violation.
-pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Outcome {
+/// What one seed goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    /// Faults, then healing: nothing may be lost.
+    Swarm,
+    /// Faults, of which some stay for ever: the others must go on.
+    Liveness,
+}
+
+impl History {
+    /// The test that runs it.
+    pub(crate) fn test(self) -> &'static str {
+        match self {
+            Self::Swarm => "swarm",
+            Self::Liveness => "liveness",
+        }
+    }
+
+    /// Runs one seed. The world is given back for its trace even after a violation.
+    pub(crate) fn run(self, seed: u64, trace: Trace, world: &mut Option<World>) -> Outcome {
+        match self {
+            Self::Swarm => run_seed(seed, trace, world),
+            Self::Liveness => crate::liveness::run_seed(seed, trace, world),
+        }
+    }
+}
+
+/// One seed, from the first start to the last check.
+fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Outcome {
+    let world = storm(seed, trace, world);
+    heal_and_check(world);
+    outcome_of(world)
+}
+
+/// A world of this seed, after the time in which its faults happen.
+pub(crate) fn storm(seed: u64, trace: Trace, world: &mut Option<World>) -> &mut World {
     let mut prng = Prng::new(seed ^ 0x5eed_5eed_5eed_5eed);
     let swarm = Swarm::draw(&mut prng);
     let world = world.insert(World::new(seed, swarm, trace));
@@ -73,7 +107,11 @@ pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Ou
     world.run_for(world.swarm.start_spread);
     world.unleash_nemesis();
     world.run_for(world.swarm.duration);
-    heal_and_check(world);
+    world
+}
+
+/// What a seed has amounted to so far.
+pub(crate) fn outcome_of(world: &World) -> Outcome {
     Outcome {
         hash: world.trace.hash(),
         steps: world.trace.steps(),
@@ -137,14 +175,9 @@ pub(crate) fn check_disks(world: &mut World) {
     let mut first: Option<Vec<u8>> = None;
     for at in 0..servers {
         world.crash(at, Death::PowerLoss);
-        let server = &world.servers[at];
-        let opened = lastword::storage::open(
-            server.disk.clone(),
-            server.config.me,
-            &server.config.servers,
-            &mut |_| {},
-        )
-        .unwrap_or_else(|error| panic!("server {} can't open its directory at the end: {error}", at + 1));
+        let opened = world
+            .open_directory(at)
+            .unwrap_or_else(|error| panic!("server {} can't open its directory at the end: {error}", at + 1));
         let recovered = opened.recovered;
         let mut state = recovered.state;
         let applied = state.index();
@@ -206,6 +239,8 @@ pub(crate) struct Violation {
     pub seed: u64,
     /// What was violated.
     pub what: String,
+    /// In which kind of history.
+    history: History,
 }
 
 thread_local! {
@@ -239,24 +274,24 @@ fn message_of(payload: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "a panic".into())
 }
 
-fn attempt(seed: u64, trace: Trace) -> (Result<Outcome, String>, Option<World>) {
+fn attempt(history: History, seed: u64, trace: Trace) -> (Result<Outcome, String>, Option<World>) {
     keep_panics_of_seeds();
     let mut world = None;
     CAUGHT.set(Some(String::new()));
-    let result = catch_unwind(AssertUnwindSafe(|| run_seed(seed, trace, &mut world)));
+    let result = catch_unwind(AssertUnwindSafe(|| history.run(seed, trace, &mut world)));
     let caught = CAUGHT.take().unwrap_or_default();
     (result.map_err(|_| caught), world)
 }
 
 /// Runs one seed; a violation comes back as text.
-pub(crate) fn try_seed(seed: u64) -> Result<Outcome, String> {
-    attempt(seed, Trace::new(false, false)).0
+pub(crate) fn try_seed(history: History, seed: u64) -> Result<Outcome, String> {
+    attempt(history, seed, Trace::new(false, false)).0
 }
 
 /// The last lines of a failing seed's trace, written to a file; gives its path.
-fn write_trace(seed: u64) -> String {
+fn write_trace(history: History, seed: u64) -> String {
     let print = std::env::var_os("SIM_TRACE").is_some();
-    let (_, world) = attempt(seed, Trace::new(true, print));
+    let (_, world) = attempt(history, seed, Trace::new(true, print));
     let Some(world) = world else { return "(no trace: the world could not be made)".into() };
     let path = format!("{}/sim-{seed:016x}.trace", env!("CARGO_TARGET_TMPDIR"));
     let lines: String = world.trace.lines().map(|line| format!("{line}\n")).collect();
@@ -268,13 +303,15 @@ fn write_trace(seed: u64) -> String {
 
 /// Says in one line how to replay a seed, and where its trace is.
 pub(crate) fn report(violation: &Violation) -> String {
-    let Violation { seed, what } = violation;
-    let path = write_trace(*seed);
-    format!("SIM_SEED={seed:#x} cargo test --test simulation swarm   # {what}\n  the last steps: {path}")
+    let Violation { seed, what, history } = violation;
+    let path = write_trace(*history, *seed);
+    let test = history.test();
+    format!("SIM_SEED={seed:#x} cargo test --test simulation {test}   # {what}\n  the last steps: {path}")
 }
 
 /// Runs seeds on all cores until `next` gives no more, or one fails.
 pub(crate) fn run_seeds(
+    history: History,
     next: impl Fn() -> Option<u64> + std::marker::Sync,
 ) -> (u64, Outcome, Vec<Violation>) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -284,12 +321,12 @@ pub(crate) fn run_seeds(
         for _ in 0..cores {
             scope.spawn(|| {
                 while let Some(seed) = next() {
-                    let result = try_seed(seed);
+                    let result = try_seed(history, seed);
                     count.fetch_add(1, Ordering::Relaxed);
                     let mut total = total.lock().expect("seeds catch their panics");
                     match result {
                         Ok(outcome) => total.0.add(&outcome),
-                        Err(what) => total.1.push(Violation { seed, what }),
+                        Err(what) => total.1.push(Violation { seed, what, history }),
                     }
                     if total.1.len() >= violations_max() {
                         break;
