@@ -14,7 +14,7 @@ use super::lines::{Lines, buffer_for};
 use super::record::{HEAD_ROWS, HEADER, LIVE, Line, Row, note_view, sealed_name, sealed_number, split};
 use crate::message::{HardState, Position, View, ViewTable};
 use crate::row::{Fields, RowError};
-use crate::types::LogIndex;
+use crate::types::{LogIndex, ViewNumber};
 
 /// How many rows lie between two reports of progress.
 const PROGRESS_ROWS: u64 = 500_000;
@@ -251,6 +251,7 @@ impl<F: DiskFile> Scan<F> {
             && self.bad.is_none()
             && self.doubt.is_empty()
             && line.sequence == self.next_sequence
+            && self.is_last_known()
         {
             self.check_follows(line, position)?;
         }
@@ -277,6 +278,11 @@ impl<F: DiskFile> Scan<F> {
             Row::Entry(position) => self.take_entry(at, line, position)?,
         }
         Ok(())
+    }
+
+    /// Not where a truncation went back to an entry that is lost: then nothing vouches for what follows it.
+    fn is_last_known(&self) -> bool {
+        self.last.index == LogIndex::ZERO || self.last.view != ViewNumber::NONE
     }
 
     fn check_follows(&self, line: &Line<'_>, position: Position) -> Result<(), RowError> {
@@ -337,7 +343,6 @@ impl<F: DiskFile> Scan<F> {
         if after >= self.last.index {
             return;
         }
-        self.gaps.retain(|gap| gap.after.index < after);
         self.set_last(after);
         if after < self.base.index {
             // A crash came while segments were cut in front: what these rows build on is gone already, and the next
@@ -351,6 +356,10 @@ impl<F: DiskFile> Scan<F> {
     fn set_last(&mut self, after: LogIndex) {
         let position = if after == self.base.index { Some(self.base) } else { self.position(after) };
         self.index.truncate(after);
+        self.gaps.retain(|gap| gap.after.index < after);
+        for gap in &mut self.gaps {
+            gap.through = gap.through.min(after);
+        }
         // In a gap: the entry is not known, and so its chain will not be believed to be followed.
         self.last = position.unwrap_or(Position { index: after, ..Position::default() });
         self.views.retain(|view| view.start <= after);
@@ -374,6 +383,8 @@ impl<F: DiskFile> Scan<F> {
                 note_view(&mut self.views, position);
                 return Ok(());
             }
+        } else if !self.is_last_known() && position.index == self.last.index.next() {
+            loose = true;
         } else if self.check_follows(line, position).is_err() {
             loose = !self.rejoin(line, position);
             if loose {
@@ -420,7 +431,6 @@ impl<F: DiskFile> Scan<F> {
             self.set_last(self.commit.min(before).min(self.last.index).max(self.base.index));
             return false;
         };
-        self.gaps.retain(|gap| gap.after.index < previous.index);
         self.set_last(previous.index);
         true
     }
