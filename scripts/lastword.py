@@ -14,8 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PASSWORD = "correct horse battery"
 
-STATUS, SEEN, REGISTER, RESUME, SEND, READ, HISTORY = 0x02, 0x03, 0x10, 0x12, 0x21, 0x22, 0x25
-STATUS_IS, DONE, RESUMED, MESSAGES, ERROR = 0x82, 0x90, 0x92, 0xA2, 0xBF
+STATUS, SEEN, REGISTER, LOGIN, RESUME, LOGOUT, CHANGE_PASSWORD = 0x02, 0x03, 0x10, 0x11, 0x12, 0x13, 0x14
+LIST, SEND, READ, ACKNOWLEDGE, DELETE, HISTORY, SUBSCRIBE = 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26
+STATUS_IS, DONE, RESUMED, MESSAGES, ERROR, PUSH_MESSAGE = 0x82, 0x90, 0x92, 0xA2, 0xBF, 0xC0
 NOT_LOGGED_IN, SESSION_EXPIRED, NOT_PRIMARY, BUSY, TOO_FEW_COPIES, DISK_FULL = 10, 13, 40, 42, 43, 44
 
 
@@ -65,6 +66,7 @@ class Connection:
         self.socket = socket.create_connection(address, timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
+        self.pushed = []  # (id, cursor, text) of messages that nobody has taken in yet
 
     def ask(self, opcode, request, body, timeout, before=b""):
         """Sends a request and returns (opcode, fields) of its response. TimeoutError, Closed."""
@@ -72,23 +74,31 @@ class Connection:
             self.socket.settimeout(timeout)
             self.socket.sendall(before + frame(opcode, request, body))
             while True:
-                length = struct.unpack(">I", self.exactly(4))[0]
-                answer = self.exactly(length)
-                found, number = struct.unpack_from(">BI", answer)
+                found, number, fields = self.receive()
                 if number == request and found < 0xC0:
-                    return found, Fields(answer[5:])
+                    return found, fields
         except TimeoutError:
             raise
         except OSError as error:
             raise Closed(str(error)) from error
 
-    def exactly(self, count):
+    def receive(self):
+        """The next frame: (opcode, request id, fields)."""
+        length = struct.unpack(">I", self.exactly(4, keep=True))[0]
+        answer = self.exactly(4 + length)[4:]
+        found, number = struct.unpack_from(">BI", answer)
+        if found == PUSH_MESSAGE:
+            self.pushed.append(message(Fields(answer[5:])))
+        return found, number, Fields(answer[5:])
+
+    def exactly(self, count, keep=False):
         while len(self.buffer) < count:
             piece = self.socket.recv(65536)
             if not piece:
                 raise Closed("end of stream")
             self.buffer += piece
-        part, self.buffer = self.buffer[:count], self.buffer[count:]
+        part = self.buffer[:count]
+        self.buffer = self.buffer if keep else self.buffer[count:]
         return part
 
     def close(self):
@@ -238,14 +248,16 @@ class Person:
 def messages(fields):
     """(more, [(cursor, text)])"""
     more, count = fields.take("B"), fields.take("H")
-    found = []
-    for _ in range(count):
-        fields.take("16s")
-        fields.string()
-        fields.string()
-        _, _, cursor = fields.take("QBQ")
-        found.append((cursor, fields.string()))
-    return bool(more), found
+    return bool(more), [message(fields)[1:] for _ in range(count)]
+
+
+def message(fields):
+    """(id, cursor, text)"""
+    name = fields.take("16s")
+    fields.string()
+    fields.string()
+    _, _, cursor = fields.take("QBQ")
+    return name, cursor, fields.string()
 
 
 class Cluster:
@@ -254,7 +266,12 @@ class Cluster:
     def __init__(self, directory, binaries):
         self.directory, self.binaries = Path(directory), binaries
         self.addresses = [("127.0.0.1", port) for port in free_ports(3)]
+        self.name_servers()
+
+    def name_servers(self):
         self.names = [f"{host}:{port}" for host, port in self.addresses]
+        self.own_addresses = self.addresses  # where they listen, if something stands between
+        self.prefixes = [[], [], []]  # commands that run them
         self.processes = [None, None, None]
 
     def place_of(self, name):
@@ -262,13 +279,17 @@ class Cluster:
 
     def start(self, at):
         assert self.processes[at] is None, f"server {at + 1} runs already"
-        arguments = ["primary" if at == 0 else "secondary", str(self.addresses[at][1])]
-        arguments += ["--cluster", ",".join(self.names), "--data", str(self.directory / f"data/{at + 1}")]
+        host, port = self.own_addresses[at]
+        arguments = ["primary" if at == 0 else "secondary", str(port), "--listen", host, "--advertise", self.names[at]]
+        arguments += ["--cluster", ",".join(self.names), "--data", str(self.data(at))]
         with open(self.directory / f"out.{at + 1}", "wb") as out, open(self.directory / f"err.{at + 1}", "ab") as err:
             self.processes[at] = subprocess.Popen(
-                [str(self.binaries / "server"), *arguments],
+                [*self.prefixes[at], str(self.binaries / "server"), *arguments],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, "NO_COLOR": "1"},
             )  # fmt: skip
+
+    def data(self, at):
+        return self.directory / f"data/{at + 1}"
 
     def signal(self, at, number):
         self.processes[at].send_signal(number)
@@ -289,10 +310,19 @@ class Cluster:
             self.signal(at, signal.SIGCONT)
         self.kill(*running)
 
+    def stop(self, *servers, limit=10):
+        """Orderly: SIGTERM, and wait. Gives the exit codes."""
+        for at in servers:
+            self.signal(at, signal.SIGTERM)
+        codes = [self.processes[at].wait(limit) for at in servers]
+        for at in servers:
+            self.processes[at] = None
+        return codes
+
     def status(self, at, timeout=0.5):
         """What a server says of itself; None if it says nothing."""
         try:
-            connection = Connection(self.addresses[at], timeout)
+            connection = Connection(self.own_addresses[at], timeout)
             try:
                 found, fields = connection.ask(STATUS, 0, b"", timeout)
             finally:

@@ -1,0 +1,328 @@
+"""The kinds of faults that chaos brings: each is begun, lasts some seconds, ends, and says how often it hit something."""
+
+import itertools
+import math
+import random
+import subprocess
+import time
+
+import worlds
+
+CLIENTS = "c"
+# So short that nobody who is cut off takes the others for dead: 0.5 s of silence, and 3 s for a minority (V11).
+CUT_SECONDS_MAX = 2.5
+SPLIT_SECONDS = (5.0, 8.0)  # long enough that everyone does
+MILD = ("delay", "trickle", "reset", "hold")  # what may come together with any other
+
+
+class Fault:
+    def __init__(self, cluster, draw, longest):
+        self.cluster, self.longest = cluster, longest
+        self.seconds = self.draw_seconds(draw)
+        self.draw = random.Random(draw.getrandbits(64))
+        self.what = ""
+
+    def draw_seconds(self, draw):
+        return draw.uniform(0.3, 1.5)
+
+    def text(self):
+        return f"{type(self).__name__} {self.what}"
+
+    def primary(self):
+        until = time.monotonic() + 30
+        while (leader := self.cluster.primary()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError("nobody leads for 30 s")
+            time.sleep(0.01)
+        return leader
+
+    def servers(self, who):
+        """`primary`, `backup`, `two` or `all`, as places."""
+        leader = self.primary()
+        backups = [at for at in range(3) if at != leader]
+        if who == "two":
+            return self.draw.sample(range(3), 2)
+        return {"primary": [leader], "backup": [self.draw.choice(backups)], "all": [0, 1, 2]}[who]
+
+
+class Kill(Fault):
+    def begin(self, who):
+        self.down = self.servers(who)
+        self.what = f"of {who}: {[at + 1 for at in self.down]}"
+        self.cluster.kill(*self.down)
+
+    def end(self, after=None):
+        self.draw.shuffle(self.down)
+        for at in self.down:
+            self.cluster.start(at)
+        return len(self.down)
+
+
+class Stop(Kill):
+    """SIGTERM."""
+
+    def begin(self, who):
+        self.down = self.servers(who)
+        self.what = f"of {who}: {[at + 1 for at in self.down]}"
+        codes = self.cluster.stop(*self.down)
+        if any(codes):
+            raise RuntimeError(f"servers {[at + 1 for at in self.down]} were told to stop and ended with {codes}")
+
+
+class Pause(Fault):
+    """SIGSTOP, SIGCONT."""
+
+    def draw_seconds(self, draw):
+        return math.exp(draw.uniform(math.log(0.1), math.log(self.longest)))
+
+    def begin(self, who):
+        self.paused = self.servers(who)
+        self.what = f"of {who} for {self.seconds:.1f} s: {[at + 1 for at in self.paused]}"
+        for at in self.paused:
+            self.cluster.pause(at)
+
+    def end(self, after=None):
+        for at in self.paused:
+            self.cluster.wake(at)
+        return len(self.paused)
+
+
+class FullDisk(Fault):
+    def draw_seconds(self, draw):
+        return draw.uniform(1.5, 3)
+
+    def begin(self, who):
+        (self.at,) = self.servers(who)
+        self.what = f"of {who}: {self.at + 1}"
+        self.cluster.fill_disk(self.at)
+
+    def end(self, after=None):
+        status = self.cluster.status(self.at) or {}
+        self.cluster.empty_disk(self.at)
+        process = self.cluster.processes[self.at]
+        time.sleep(0.1)
+        ended = process.poll() is not None
+        if ended:
+            self.what += f", which ended with {process.returncode}"
+            self.cluster.kill(self.at)
+            self.cluster.start(self.at)
+        self.what += f", role {status.get('role')}, note {status.get('note')!r}"
+        return 1
+
+
+# Through the proxy
+
+
+def both(first, second):
+    return [(first, second), (second, first)]
+
+
+class Net(Fault):
+    """What the proxy does; `hits` are those of its counters that tell."""
+
+    hits = ("bytes_dropped", "connects_held")
+
+    def links(self):
+        """One link between servers, drawn, or the clients' to the primary."""
+        leader = worlds.SERVERS[self.primary()]
+        other = self.draw.choice([server for server in worlds.SERVERS if server != leader])
+        third = next(server for server in worlds.SERVERS if server not in (leader, other))
+        return [(leader, other), (other, third), (leader, CLIENTS)]
+
+    def choose(self, ways):
+        self.what = f"{self.hits[0]} for {self.seconds:.1f} s on {' '.join('>'.join(way) for way in ways)}"
+        return ways
+
+    def rule(self, ways, mode, seconds=0):
+        self.cluster.proxy.rule(self.choose(ways), mode, seconds)
+
+    def end(self, after=None):
+        self.counters = getattr(after, "counters", None) or self.cluster.proxy.heal()
+        return sum(self.counters.get(name, 0) for name in self.hits)
+
+
+class Delay(Net):
+    hits = ("bytes_delay",)
+
+    def begin(self):
+        ways = [way for link in self.links() for way in both(*link)]
+        self.rule(ways, "delay", self.draw.choice([0.005, 0.02, 0.1]))
+
+
+class Trickle(Net):
+    hits = ("bytes_trickle",)
+
+    def begin(self):
+        self.rule(both(*self.draw.choice(self.links())), "trickle")
+
+
+class Hold(Net):
+    """Everything arrives, but late."""
+
+    hits = ("bytes_hold", "connects_held")
+
+    def begin(self):
+        first, second = self.draw.choice(self.links())
+        self.rule(self.draw.choice([[(first, second)], [(second, first)], both(first, second)]), "hold")
+
+
+class Reset(Net):
+    hits = ("reset",)
+
+    def begin(self):
+        self.cluster.proxy.strike(self.choose([self.draw.choice(self.links())]), "reset")
+
+
+class HalfOpen(Net):
+    hits = ("half_open",)
+
+    def begin(self):
+        link = self.draw.choice(self.links())
+        self.cluster.proxy.strike(self.choose([link if self.draw.random() < 0.5 else link[::-1]]), "half_open")
+
+
+class Cut(Net):
+    def draw_seconds(self, draw):
+        return draw.uniform(0.3, CUT_SECONDS_MAX)
+
+
+class OneWay(Cut):
+    def begin(self):
+        first, second = self.draw.choice(self.links()[:2])
+        self.rule([(first, second) if self.draw.random() < 0.5 else (second, first)], "drop")
+
+
+class ClientsCut(Cut):
+    """The primary and its clients lose each other, and the servers notice nothing."""
+
+    def begin(self):
+        self.rule(both(*self.links()[2]), "drop")
+
+
+class Isolate(Cut):
+    def begin(self, who):
+        alone = worlds.SERVERS[self.servers(who)[0]]
+        others = [end for end in (*worlds.SERVERS, CLIENTS) if end != alone]
+        self.rule([way for other in others for way in both(alone, other)], "drop")
+
+
+class Split(Net):
+    """Nobody reaches one server, or nobody any other; clients reach all."""
+
+    def draw_seconds(self, draw):
+        return draw.uniform(*SPLIT_SECONDS)
+
+    def begin(self, shape):
+        alone = worlds.SERVERS[self.draw.randrange(3)]
+        pairs = [pair for pair in itertools.combinations(worlds.SERVERS, 2) if shape == "1|1|1" or alone in pair]
+        self.rule([way for pair in pairs for way in both(*pair)], "drop")
+
+
+# Between namespaces
+
+
+class Packets(Fault):
+    """What the router does; a hit is a segment that had to be sent again."""
+
+    def draw_seconds(self, draw):
+        return draw.uniform(0.5, CUT_SECONDS_MAX)
+
+    def pair(self):
+        leader = self.primary()
+        other = self.draw.choice([at for at in range(3) if at != leader])
+        pair = [leader, other] if self.draw.random() < 0.7 else [at for at in range(3) if at != leader]
+        return pair if self.draw.random() < 0.5 else pair[::-1]
+
+    def cut(self, ways, how):
+        self.what = f"for {self.seconds:.1f} s, {how}: " + ", ".join(f"{a + 1}>{b + 1}" for a, b in ways)
+        self.before = self.resent()
+        for way in ways:
+            self.cluster.cut(*way, how)
+
+    def resent(self):
+        total = 0
+        for at in range(3):
+            command = [*self.cluster.prefixes[at], "cat", "/proc/net/snmp"]
+            names, values = [
+                line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Tcp:")
+            ]  # fmt: skip
+            total += int(values[names.index("RetransSegs")])
+        return total
+
+    def end(self, after=None):
+        hits = self.resent() - self.before
+        self.cluster.heal()
+        return hits
+
+
+class OneWayPackets(Packets):
+    def begin(self, how):
+        self.cut([tuple(self.pair())], how)
+
+
+class LinkPackets(Packets):
+    def begin(self, how):
+        first, second = self.pair()
+        self.cut([(first, second), (second, first)], how)
+
+
+class LostHost(Packets):
+    def begin(self, who):
+        (at,) = self.servers(who)
+        self.what = f"{at + 1} for {self.seconds:.1f} s, by a blackhole route"
+        self.before = self.resent()
+        self.cluster.lose_host(at)
+
+
+class SplitPackets(Packets):
+    def draw_seconds(self, draw):
+        return draw.uniform(*SPLIT_SECONDS)
+
+    def begin(self, shape):
+        alone = self.draw.randrange(3)
+        pairs = [pair for pair in itertools.permutations(range(3), 2) if shape == "1|1|1" or alone in pair]
+        self.cut(pairs, "rule")
+
+
+def of(fault, *arguments):
+    """A fault whose `begin` takes these."""
+
+    def make(cluster, draw, longest):
+        made = fault(cluster, draw, longest)
+        begin = made.begin
+        made.begin = lambda: begin(*arguments)
+        return made
+
+    return make
+
+
+def kinds(cluster, splits):
+    """Name -> maker, of all that can be had here."""
+    found = {f"kill {who}": of(Kill, who) for who in ("primary", "backup", "two", "all")}
+    found |= {f"pause {who}": of(Pause, who) for who in ("primary", "backup", "two")}
+    found |= {f"stop {who}": of(Stop, who) for who in ("primary", "backup", "all")}
+    if cluster.mounted:
+        found |= {f"full disk {who}": of(FullDisk, who) for who in ("primary", "backup")}
+    if isinstance(cluster, worlds.Namespaces):
+        found |= {"one way, rule": of(OneWayPackets, "rule"), "link, rule": of(LinkPackets, "rule")}
+        found |= {f"lost {who}, route": of(LostHost, who) for who in ("primary", "backup")}
+        if cluster.nftables:
+            found |= {"one way, nft": of(OneWayPackets, "nft"), "link, nft": of(LinkPackets, "nft")}
+        shapes, split = ("1|2", "1|1|1"), SplitPackets
+    else:
+        found |= {"delay": Delay, "trickle": Trickle, "hold": Hold, "reset": Reset, "half-open": HalfOpen}
+        found |= {"one way": OneWay, "clients cut off": ClientsCut}
+        found |= {f"isolate {who}": of(Isolate, who) for who in ("primary", "backup")}
+        shapes, split = ("1|2", "1|1|1"), Split
+    if splits:
+        found |= {f"split {shape}": of(split, shape) for shape in shapes}
+    return found
+
+
+def missing(cluster):
+    """What this machine does not offer."""
+    if not cluster.mounted:
+        yield "full disks: mounting a tmpfs is refused"
+    if isinstance(cluster, worlds.Namespaces) and not cluster.nftables:
+        yield "nftables: there is no nft; the router's rules drop the packets instead"
