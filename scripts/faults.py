@@ -6,6 +6,7 @@ import random
 import subprocess
 import time
 
+import lastword
 import worlds
 
 CLIENTS = "c"
@@ -88,26 +89,37 @@ class Pause(Fault):
 
 
 class FullDisk(Fault):
+    """From one moment to the next there is no room left: the server ends, and is started again when there is."""
+
+    left = 8192
+
     def draw_seconds(self, draw):
-        return draw.uniform(1.5, 3)
+        return draw.uniform(2.2, 3)
 
     def begin(self, who):
         (self.at,) = self.servers(who)
         self.what = f"of {who}: {self.at + 1}"
-        self.cluster.fill_disk(self.at)
+        self.refused = self.refusals()
+        self.cluster.fill_disk(self.at, self.left)
+
+    def refusals(self):
+        return sum(person.refusals[lastword.DISK_FULL] for person in self.cluster.persons)
 
     def end(self, after=None):
-        status = self.cluster.status(self.at) or {}
         self.cluster.empty_disk(self.at)
-        process = self.cluster.processes[self.at]
-        time.sleep(0.1)
-        ended = process.poll() is not None
-        if ended:
-            self.what += f", which ended with {process.returncode}"
+        ended = self.cluster.processes[self.at].poll()
+        refused = self.refusals() - self.refused
+        self.what += f", {refused} refusals" + (f", ended with {ended}" if ended is not None else "")
+        if ended is not None:
             self.cluster.kill(self.at)
             self.cluster.start(self.at)
-        self.what += f", role {status.get('role')}, note {status.get('note')!r}"
-        return 1
+        return refused + (ended is not None)
+
+
+class LowDisk(FullDisk):
+    """Less room than the reserve: writes are refused, nothing else happens (D3)."""
+
+    left = 32 << 20
 
 
 # Through the proxy
@@ -304,6 +316,7 @@ def kinds(cluster, splits):
     found |= {f"stop {who}": of(Stop, who) for who in ("primary", "backup", "all")}
     if cluster.mounted:
         found |= {f"full disk {who}": of(FullDisk, who) for who in ("primary", "backup")}
+        found |= {"low disk primary": of(LowDisk, "primary")}
     if isinstance(cluster, worlds.Namespaces):
         found |= {"one way, rule": of(OneWayPackets, "rule"), "link, rule": of(LinkPackets, "rule")}
         found |= {f"lost {who}, route": of(LostHost, who) for who in ("primary", "backup")}

@@ -1,5 +1,6 @@
 """Real servers and clients for scripts: what protocol.md says, with python's standard library alone."""
 
+import collections
 import os
 import random
 import secrets
@@ -157,12 +158,13 @@ class Person:
 
     PATIENCE = 90
 
-    def __init__(self, cluster, name):
+    def __init__(self, cluster, name, opcode=REGISTER):
+        """Registers the name, or logs in as one that exists."""
         self.cluster, self.name = cluster, name
         self.client, self.token = secrets.token_bytes(8), secrets.token_bytes(32)
         self.policy, self.connection, self.number = Policy(3), None, 0
-        self.logins_asked_for = 0
-        self.command(REGISTER, string(name) + string(PASSWORD) + self.client + self.token)
+        self.logins_asked_for, self.refusals = 0, collections.Counter()
+        self.command(opcode, string(name) + string(PASSWORD) + self.client + self.token)
 
     def command(self, opcode, body):
         """Carried out once, however often it is tried. Returns the response's fields."""
@@ -183,6 +185,7 @@ class Person:
                     self.policy.on_success()
                     return fields
                 code, flags, text = fields.take("H"), fields.take("B"), fields.string()
+                self.refusals[code] += 1
                 if code in (NOT_LOGGED_IN, SESSION_EXPIRED):
                     self.logins_asked_for += 1
                 if not flags & 1:
@@ -205,7 +208,7 @@ class Person:
     def attempt(self, opcode, number, body, before):
         if self.connection is None:
             self.connection = Connection(self.cluster.addresses[self.policy.target], 0.25)
-            if opcode != REGISTER:
+            if opcode not in (REGISTER, LOGIN):
                 found, fields = self.connection.ask(RESUME, 0, self.client + self.token, 1)
                 if found != RESUMED:
                     return found, fields

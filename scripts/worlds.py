@@ -51,10 +51,9 @@ class Disks(lastword.Cluster):
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "lastword", str(place)]
         return subprocess.run(command, capture_output=True).returncode == 0
 
-    def fill_disk(self, at):
-        """Leaves no more room than a few pages."""
-        used = shutil.disk_usage(self.data(at)).used
-        self.resize(at, used + 8192)
+    def fill_disk(self, at, left):
+        """Leaves room for so many bytes."""
+        self.resize(at, shutil.disk_usage(self.data(at)).used + left)
 
     def empty_disk(self, at):
         self.resize(at, DISK_BYTES)
