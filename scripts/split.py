@@ -1,6 +1,7 @@
 """A split brain with real servers: each is alone, each acknowledges, and afterwards nothing may be lost (section 5 of the rules)."""
 
 import collections
+import threading
 import time
 
 import audit
@@ -23,7 +24,15 @@ class Side:
 
 
 class Islander(load.Sender):
-    """Sends to everyone; while the servers are apart, by one of them."""
+    """Sends to everyone, once all are there; while the servers are apart, by one of them."""
+
+    def __init__(self, cluster, name, everyone):
+        self.everyone = everyone
+        super().__init__(cluster, name, NAMES)
+
+    def run(self):
+        self.everyone.wait()
+        super().run()
 
     def step(self):
         to, text = self.recipients[self.steps % len(self.recipients)], f"{self.name} message {self.steps}"
@@ -37,7 +46,9 @@ def measure(directory, binaries, seconds):
         for at in range(3):
             cluster.start(at)
         cluster.wait_members()
-        writers = [Islander(cluster, name, NAMES) for name in NAMES]
+        everyone = threading.Event()
+        writers = [Islander(cluster, name, everyone) for name in NAMES]
+        everyone.set()
         time.sleep(1)
         for at, writer in enumerate(writers):
             writer.person.cluster = Side(cluster, at)
