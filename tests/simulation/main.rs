@@ -95,6 +95,7 @@ fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
         outcome.unknown,
         outcome.faults
     );
+    eprintln!("  {}", check::searches::summary());
 }
 
 /// Fresh seeds: so many, or for so long, as the environment says.

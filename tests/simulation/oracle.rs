@@ -1,51 +1,49 @@
 //! What the clients know to be true, together: who was told what, and when. A timeout means maybe.
 //!
-//! The world's clock orders everything, so reads are checked as strictly as N8 promises: what was acknowledged, or
-//! seen by anybody, before a read was asked for, that read shows.
+//! Every answer becomes a call in the history of each object that it says something about: the name of an account, its
+//! mailbox, what two accounts have exchanged. What is demanded of these histories:
+//!
+//! - Without a split: each is linearizable, reads included, and so is the final state as one last read of everything.
+//!   Nothing acknowledged is lost, nothing is there twice, nothing refused is there.
+//! - After a split that both sides acknowledged in (`split`): nothing acknowledged is lost unless it is listed in
+//!   `conflicts.csv`, or somebody asked to delete it; nothing is there twice; nothing refused is there. The order that
+//!   clients saw, and which of two passwords holds, is not demanded.
+//!
+//! In both cases all replicas end equal, which the runner compares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lastword::chat::State;
-use lastword::chat::command::{MessagePage, MessageView, Reply};
+use lastword::chat::command::{DELETED_NAME, MessagePage, MessageView, Reply};
+use lastword::config::PAGE_MAX;
 use lastword::message::{ErrorCode, Response};
 use lastword::prng::Prng;
 use lastword::time::Instant;
 use lastword::types::{AccountId, MessageId, RequestId};
 
+use crate::check::account::{AccountCall, Password};
+use crate::check::linear::{Call, Model, PENDING, Verdict, check};
+use crate::check::searches;
+use crate::check::shelf::{End, Shelf, ShelfCall};
 use crate::client::{Ended, Job, Op};
 
-/// When something was asked for, and when it is known to have happened.
-#[derive(Clone, Copy, Debug, Default)]
-struct Event {
-    asked: Option<Instant>,
-    known: Option<Instant>,
-}
+/// A search for an order is given up after so many steps.
+const STEPS_MAX: usize = 20_000;
 
-impl Event {
-    fn ask(&mut self, now: Instant) {
-        self.asked.get_or_insert(now);
-    }
-
-    fn know(&mut self, now: Instant) {
-        self.known.get_or_insert(now);
-    }
-
-    /// It certainly had happened before this moment.
-    fn certain_before(&self, moment: Instant) -> bool {
-        self.known.is_some_and(|known| known < moment)
-    }
-
-    /// It may have happened by this moment.
-    fn possible_by(&self, moment: Instant) -> bool {
-        self.asked.is_some_and(|asked| asked <= moment)
-    }
-}
-
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Account {
     name: String,
-    id: Option<AccountId>,
-    exists: Event,
+    /// Every account that was acknowledged under this name.
+    ids: Vec<AccountId>,
+    /// Every password that anyone wanted it to have; and the one that was acknowledged last.
+    passwords: Vec<Password>,
+    password: Option<Password>,
+    /// How often its deletion was asked for.
+    deletions: u32,
+    /// Requests under way that may end sessions, and until when the others may have done so.
+    endings: u32,
+    endings_until: u64,
+    logins: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -53,20 +51,53 @@ struct Message {
     from: usize,
     to: usize,
     text: String,
-    exists: Event,
-    taken: Event,
-    deleted: Event,
-    /// The server has said no, and it was asked once only.
+    id: Option<MessageId>,
+    cursor: Option<u64>,
+    known: bool,
     refused: bool,
+    take_asked: bool,
+    delete_asked: bool,
+    deleted: bool,
+}
+
+/// Something that was asked for and not answered yet.
+#[derive(Clone, Debug)]
+struct Open {
+    owner: usize,
+    request: Option<RequestId>,
+    op: Op,
+    password: Password,
+}
+
+/// A shelf: an account's mailbox, or what two accounts have exchanged, the lower one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Mailbox(usize),
+    Conversation(usize, usize),
+}
+
+fn conversation(a: usize, b: usize) -> Place {
+    Place::Conversation(a.min(b), a.max(b))
 }
 
 /// The memory of all clients.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Oracle {
     accounts: Vec<Account>,
-    messages: BTreeMap<RequestId, Message>,
-    /// Clients may be answered by servers that do not know of each other: then reads are not as strict as N8 promises.
+    messages: Vec<Message>,
+    by_id: BTreeMap<RequestId, u32>,
+    by_text: BTreeMap<String, u32>,
+    /// Each invocation and each return has a moment of its own.
+    moment: u64,
+    passwords: u32,
+    open: BTreeMap<u64, Open>,
+    names: BTreeMap<usize, Vec<Call<AccountCall>>>,
+    shelves: BTreeMap<Place, Vec<Call<ShelfCall>>>,
+    checked_at: u64,
+    /// Both sides of a split have acknowledged: see above what is demanded then.
     pub split: bool,
+    /// The requests that `conflicts.csv` lists at the end.
+    pub conflicts: BTreeSet<RequestId>,
     /// How many commands were acknowledged.
     pub acknowledged: u64,
     /// How many commands ended with an unknown outcome.
@@ -80,277 +111,552 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// One more account that somebody is going to create.
+    /// One more account that somebody may create.
     pub(crate) fn add_account(&mut self, name: &str) {
-        self.accounts.push(Account { name: name.into(), id: None, exists: Event::default() });
+        self.accounts.push(Account { name: name.into(), ..Account::default() });
     }
 
-    /// A message of this client's conversations that could be deleted.
-    pub(crate) fn deletable(&self, client: usize, prng: &mut Prng) -> Option<MessageId> {
-        let mine: Vec<_> = self
-            .messages
-            .iter()
-            .filter(|(_, m)| m.from == client || m.to == client)
-            .filter(|(_, m)| m.exists.known.is_some() && m.deleted.asked.is_none())
-            .map(|(id, _)| *id)
-            .collect();
-        if mine.is_empty() {
+    /// A password that nobody has used.
+    pub(crate) fn new_password(&mut self, owner: usize) -> Password {
+        self.passwords += 1;
+        let password = Password(self.passwords);
+        self.accounts[owner].passwords.push(password);
+        password
+    }
+
+    /// The password that was acknowledged last; with guesses, another one that the account may have.
+    pub(crate) fn likely_password(&self, owner: usize, guesses: usize) -> Password {
+        let Account { passwords, password, .. } = &self.accounts[owner];
+        match password {
+            Some(password) if guesses == 0 => *password,
+            _ if passwords.is_empty() => Password(0),
+            _ => passwords[guesses.saturating_sub(1) % passwords.len()],
+        }
+    }
+
+    /// How many passwords the account may have.
+    pub(crate) fn passwords(&self, owner: usize) -> usize {
+        self.accounts[owner].passwords.len()
+    }
+
+    /// Messages between two accounts that could be deleted.
+    pub(crate) fn deletable(&self, owner: usize, other: usize, prng: &mut Prng) -> Option<Vec<MessageId>> {
+        let place = conversation(owner, other);
+        let messages = self.messages.iter().filter(|m| conversation(m.from, m.to) == place);
+        let ids: Vec<_> = messages.filter(|m| m.known && !m.delete_asked).filter_map(|m| m.id).collect();
+        if ids.is_empty() {
             return None;
         }
-        let place = usize::try_from(prng.below(mine.len() as u64)).expect("small");
-        Some(MessageId(mine[place]))
+        let first = usize::try_from(prng.below(ids.len() as u64)).expect("small");
+        let count = 1 + usize::try_from(prng.below(3)).expect("small");
+        Some(ids.into_iter().skip(first).take(count).collect())
     }
 
-    /// A client asks for something for the first time.
-    pub(crate) fn on_invoked(&mut self, now: Instant, client: usize, request: RequestId, op: &Op) {
+    /// Whether a session that began at this moment may have been ended by a device of its account.
+    pub(crate) fn may_end_sessions(&self, owner: usize, since: u64) -> bool {
+        let Account { endings, endings_until, logins, .. } = &self.accounts[owner];
+        *endings > 0
+            || *endings_until > since
+            || *logins as usize > lastword::config::SESSIONS_PER_ACCOUNT_MAX
+    }
+
+    fn next_moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    /// A client asks for something for the first time; gives the moment, by which it is named from now on.
+    pub(crate) fn on_invoked(
+        &mut self,
+        owner: usize,
+        request: Option<RequestId>,
+        op: &Op,
+        password: Password,
+    ) -> u64 {
+        let moment = self.next_moment();
+        let account = &mut self.accounts[owner];
+        account.endings += u32::from(op.ends_sessions());
         match op {
-            Op::Register => self.accounts[client].exists.ask(now),
+            Op::Login => account.logins += 1,
+            Op::DeleteAccount(_) => account.deletions += 1,
             Op::Send { to, text } => {
-                let exists = Event { asked: Some(now), known: None };
-                let message = Message {
-                    from: client,
+                let number = u32::try_from(self.messages.len()).expect("few messages");
+                let id = request.map(MessageId);
+                self.messages.push(Message {
+                    from: owner,
                     to: *to,
                     text: text.clone(),
-                    exists,
-                    taken: Event::default(),
-                    deleted: Event::default(),
+                    id,
+                    cursor: None,
+                    known: false,
                     refused: false,
-                };
-                self.messages.insert(request, message);
+                    take_asked: false,
+                    delete_asked: false,
+                    deleted: false,
+                });
+                self.by_text.insert(text.clone(), number);
+                if let Some(request) = request {
+                    self.by_id.insert(request, number);
+                }
             }
-            Op::Acknowledge(messages) => self.each(messages, |message| message.taken.ask(now)),
-            Op::Delete(messages) => self.each(messages, |message| message.deleted.ask(now)),
+            Op::Acknowledge(ids) => self.each(ids, |message| message.take_asked = true),
+            Op::Delete(ids) => self.each(ids, |message| message.delete_asked = true),
             _ => {}
         }
+        self.open.insert(moment, Open { owner, request, op: op.clone(), password });
+        moment
+    }
+
+    /// A client asks to resume its session.
+    pub(crate) fn on_resuming(&mut self) -> u64 {
+        self.next_moment()
+    }
+
+    /// A session was resumed.
+    pub(crate) fn on_resumed(&mut self, owner: usize, invoked: u64, account: AccountId, waiting: u64) {
+        let returned = self.next_moment();
+        self.on_name(owner, invoked, returned, AccountCall::Present(Some(account)));
+        self.on_shelf(Place::Mailbox(owner), invoked, returned, ShelfCall::Count(waiting));
     }
 
     fn each(&mut self, ids: &[MessageId], mut change: impl FnMut(&mut Message)) {
         for id in ids {
-            change(self.messages.get_mut(&id.0).expect("clients name only messages that somebody sent"));
+            let number = self.by_id[&id.0] as usize;
+            change(&mut self.messages[number]);
         }
     }
 
-    /// What a client asked for has ended.
-    pub(crate) fn on_ended(
-        &mut self,
-        now: Instant,
-        client: usize,
-        request: RequestId,
-        job: &Job,
-        ended: &Ended,
-    ) {
+    fn numbers(&self, ids: &[MessageId]) -> Vec<u32> {
+        ids.iter().map(|id| self.by_id[&id.0]).collect()
+    }
+
+    fn on_name(&mut self, owner: usize, invoked: u64, returned: u64, model: AccountCall) {
+        self.names.entry(owner).or_default().push(Call { model, invoked, returned });
+    }
+
+    fn on_shelf(&mut self, place: Place, invoked: u64, returned: u64, model: ShelfCall) {
+        self.shelves.entry(place).or_default().push(Call { model, invoked, returned });
+    }
+
+    /// What a client asked for has ended; gives the moment at which it was asked for.
+    pub(crate) fn on_ended(&mut self, now: Instant, owner: usize, job: &Job, ended: &Ended) -> u64 {
+        let (invoked, returned) = (job.serial, self.next_moment());
+        let open = self.open.remove(&invoked).expect("what ends was asked for");
+        if open.op.ends_sessions() {
+            let account = &mut self.accounts[owner];
+            account.endings -= 1;
+            // One of unknown outcome may end sessions as long as the world lasts.
+            let until = if *ended == Ended::Unknown || job.sent > 1 { PENDING } else { returned };
+            account.endings_until = account.endings_until.max(until);
+        }
         match ended {
             Ended::Answered(response) => {
                 self.longest_gap = self.longest_gap.max(now.since(self.last_acknowledged));
                 self.last_acknowledged = now;
-                self.on_answered(now, client, request, job, response);
+                self.on_answered(invoked, returned, &open, response);
             }
-            Ended::Refused(code) => self.on_refused(client, request, job, *code),
-            Ended::Unknown => self.unknown += 1,
+            Ended::Refused(code) => self.on_refused(invoked, returned, &open, job.sent, *code),
+            Ended::Unknown => {
+                self.unknown += 1;
+                self.on_unknown(invoked, &open);
+            }
+        }
+        invoked
+    }
+
+    /// Nobody knows whether it has happened, or will.
+    fn on_unknown(&mut self, invoked: u64, open: &Open) {
+        let Open { owner, request, op, password } = open;
+        match op {
+            Op::Register => {
+                let id = request.map(AccountId);
+                self.on_name(*owner, invoked, PENDING, AccountCall::Register { id, password: *password });
+            }
+            Op::ChangePassword { old, new } => {
+                self.on_name(*owner, invoked, PENDING, AccountCall::Change { old: *old, new: *new });
+            }
+            Op::DeleteAccount(password) => self.on_deletion(*owner, invoked, PENDING, *password),
+            Op::Send { to, text } => {
+                let message = self.by_text[text];
+                self.on_put(*owner, *to, invoked, PENDING, message);
+            }
+            Op::Acknowledge(ids) => {
+                let take = ShelfCall::Take { messages: self.numbers(ids), count: None };
+                self.on_shelf(Place::Mailbox(*owner), invoked, PENDING, take);
+            }
+            Op::Delete(ids) => self.on_deleted(*owner, invoked, PENDING, ids, None),
+            _ => {}
         }
     }
 
-    fn on_answered(
+    fn on_put(&mut self, from: usize, to: usize, invoked: u64, returned: u64, message: u32) {
+        let put = ShelfCall::Put { message, cursor: 0 };
+        self.on_shelf(Place::Mailbox(to), invoked, returned, put.clone());
+        self.on_shelf(conversation(from, to), invoked, returned, put);
+    }
+
+    fn on_deletion(&mut self, owner: usize, invoked: u64, returned: u64, password: Password) {
+        self.on_name(owner, invoked, returned, AccountCall::Delete(password));
+        self.on_shelf(Place::Mailbox(owner), invoked, returned, ShelfCall::Clear);
+        for other in 0..self.accounts.len() {
+            self.on_shelf(conversation(owner, other), invoked, returned, ShelfCall::Clear);
+        }
+    }
+
+    /// Messages between two accounts were deleted, by whoever has the name of one of them.
+    fn on_deleted(
         &mut self,
-        now: Instant,
-        client: usize,
-        request: RequestId,
-        job: &Job,
-        response: &Response,
+        owner: usize,
+        invoked: u64,
+        returned: u64,
+        ids: &[MessageId],
+        count: Option<u64>,
     ) {
-        match (&job.op, response) {
-            (Op::Read, Response::Messages(page)) => self.check_read(now, job.since, client, None, page),
+        let numbers = self.numbers(ids);
+        let places: BTreeSet<_> = numbers
+            .iter()
+            .map(|number| &self.messages[*number as usize])
+            .map(|message| conversation(message.from, message.to))
+            .collect();
+        let count = count.filter(|_| places.len() == 1);
+        for place in places {
+            self.on_shelf(place, invoked, returned, ShelfCall::Take { messages: numbers.clone(), count });
+        }
+        // A message of an earlier account of this name is not this one's to delete.
+        let mine = self.accounts[owner].deletions == 0;
+        for number in numbers {
+            let to = self.messages[number as usize].to;
+            let take = ShelfCall::Take { messages: vec![number], count: None };
+            self.on_shelf(Place::Mailbox(to), invoked, if mine { returned } else { PENDING }, take);
+        }
+    }
+
+    fn on_answered(&mut self, invoked: u64, returned: u64, open: &Open, response: &Response) {
+        let owner = open.owner;
+        match (&open.op, response) {
+            (Op::Read | Op::ReadSome(_), Response::Messages(page)) => {
+                let see = self.page(owner, None, page, End::Oldest);
+                self.on_shelf(Place::Mailbox(owner), invoked, returned, see);
+            }
             (Op::History { with }, Response::Messages(page)) => {
-                self.check_read(now, job.since, client, Some(*with), page);
+                let see = self.page(owner, Some(*with), page, End::Latest);
+                self.on_shelf(conversation(owner, *with), invoked, returned, see);
             }
             (Op::List, Response::Accounts(page)) => {
-                self.reads += 1;
-                for account in &self.accounts {
-                    let listed = page.names.contains(&account.name);
-                    assert!(
-                        listed || self.split || page.next.is_some() || !account.exists.certain_before(job.since),
-                        "stale read: client {client}'s list lacks {}, created before it asked",
-                        account.name
-                    );
-                }
+                self.on_list("*", page.next.is_some(), &page.names, invoked, returned);
             }
+            (Op::Find(pattern), Response::Accounts(page)) => {
+                self.on_list(pattern, page.next.is_some(), &page.names, invoked, returned);
+            }
+            (Op::Subscribe, Response::Subscribed) => {}
             (op, Response::Done { reply, copies, configured, .. }) => {
                 assert!(copies <= configured && *copies > 0, "copies {copies}/{configured}");
                 self.acknowledged += 1;
-                self.on_reply(now, client, request, op, reply);
+                self.on_reply(invoked, returned, open, op, reply);
             }
-            (op, other) => panic!("client {client} asked for {op:?} and was answered {other:?}"),
+            (op, other) => {
+                panic!("{} asked for {op:?} and was answered {other:?}", self.accounts[owner].name)
+            }
         }
     }
 
-    fn on_reply(&mut self, now: Instant, client: usize, request: RequestId, op: &Op, reply: &Reply) {
+    fn on_list(&mut self, pattern: &str, more: bool, names: &[String], invoked: u64, returned: u64) {
+        self.reads += 1;
+        for at in 0..self.accounts.len() {
+            let name = &self.accounts[at].name;
+            let listed = names.iter().filter(|listed| *listed == name).count();
+            assert!(listed <= 1, "{name} is listed {listed} times");
+            let fits = fits(pattern.to_ascii_lowercase().as_bytes(), name.as_bytes());
+            assert!(fits || listed == 0, "{name} is listed, and does not fit {pattern}");
+            if listed == 1 {
+                self.on_name(at, invoked, returned, AccountCall::Present(None));
+            } else if fits && !more {
+                self.on_name(at, invoked, returned, AccountCall::Absent);
+            }
+        }
+    }
+
+    fn on_reply(&mut self, invoked: u64, returned: u64, open: &Open, op: &Op, reply: &Reply) {
+        let Open { owner, request, password, .. } = open;
+        let (owner, password) = (*owner, *password);
         match (op, reply) {
             (Op::Register, Reply::Registered { account }) => {
-                self.accounts[client].id = Some(*account);
-                self.accounts[client].exists.know(now);
+                assert!(
+                    request.is_none_or(|request| account.0 == request),
+                    "{account} is not named after {request:?}"
+                );
+                self.accounts[owner].ids.push(*account);
+                self.accounts[owner].password = Some(password);
+                let register = AccountCall::Register { id: Some(*account), password };
+                self.on_name(owner, invoked, returned, register);
             }
-            (Op::Login, Reply::LoggedIn { account, .. }) => {
-                assert_eq!(self.accounts[client].id, Some(*account), "client {client} is somebody else now");
+            (Op::Login, Reply::LoggedIn { account, waiting }) => {
+                self.on_name(owner, invoked, returned, AccountCall::Login { id: *account, password });
+                self.on_shelf(Place::Mailbox(owner), invoked, returned, ShelfCall::Count(*waiting));
             }
-            (Op::Logout, Reply::LoggedOut) => {}
-            (Op::Send { .. }, Reply::Sent { message, .. }) => {
-                assert_eq!(message.0, request, "client {client}'s message is not named after its request");
-                self.messages.get_mut(&request).expect("it was asked for").exists.know(now);
+            (Op::Logout | Op::LogoutEverywhere, Reply::LoggedOut) => {}
+            (Op::ChangePassword { old, new }, Reply::PasswordChanged) => {
+                self.accounts[owner].password = Some(*new);
+                self.on_name(owner, invoked, returned, AccountCall::Change { old: *old, new: *new });
             }
-            (Op::Acknowledge(ids), Reply::Acknowledged { .. }) => self.each(ids, |m| m.taken.know(now)),
-            (Op::Delete(ids), Reply::Deleted { .. }) => self.each(ids, |m| m.deleted.know(now)),
-            (op, other) => panic!("client {client} asked for {op:?} and was answered {other:?}"),
+            (Op::DeleteAccount(password), Reply::AccountDeleted) => {
+                self.on_deletion(owner, invoked, returned, *password);
+            }
+            (Op::Send { to, text }, Reply::Sent { message: id, .. }) => {
+                let number = self.by_text[text];
+                assert!(
+                    request.is_none_or(|request| id.0 == request),
+                    "{id} is not named after its request {request:?}"
+                );
+                self.by_id.insert(id.0, number);
+                let message = &mut self.messages[number as usize];
+                (message.id, message.known) = (Some(*id), true);
+                self.on_name(*to, invoked, returned, AccountCall::Present(None));
+                self.on_put(owner, *to, invoked, returned, number);
+            }
+            (Op::Acknowledge(ids), Reply::Acknowledged { count }) => {
+                let take = ShelfCall::Take { messages: self.numbers(ids), count: Some(*count) };
+                self.on_shelf(Place::Mailbox(owner), invoked, returned, take);
+            }
+            (Op::Delete(ids), Reply::Deleted { count }) => {
+                if *count == ids.len() as u64 {
+                    self.each(ids, |message| message.deleted = true);
+                }
+                self.on_deleted(owner, invoked, returned, ids, Some(*count));
+            }
+            (op, other) => {
+                panic!("{} asked for {op:?} and was answered {other:?}", self.accounts[owner].name)
+            }
         }
     }
 
-    fn on_refused(&mut self, client: usize, request: RequestId, job: &Job, code: ErrorCode) {
-        match (&job.op, code) {
-            (Op::Send { to, .. }, ErrorCode::NoSuchAccount) => {
-                let recipient = &self.accounts[*to];
-                assert!(
-                    self.split || !recipient.exists.certain_before(job.since),
-                    "stale answer: {} was created before client {client} sent to it",
-                    recipient.name
-                );
-                self.messages.get_mut(&request).expect("it was asked for").refused = job.sent == 1;
-            }
-            (Op::History { with }, ErrorCode::NoSuchAccount) => {
-                let other = &self.accounts[*with];
-                assert!(
-                    self.split || !other.exists.certain_before(job.since),
-                    "stale answer: {} was created before client {client} asked for their history",
-                    other.name
-                );
-            }
+    fn on_refused(&mut self, invoked: u64, returned: u64, open: &Open, sent: u32, code: ErrorCode) {
+        let Open { owner, op, password, .. } = open;
+        if sent > 1 {
+            // An earlier attempt may have been carried out, or may still be.
+            self.on_unknown(invoked, open);
+        } else if let Op::Send { text, .. } = op {
+            let number = self.by_text[text];
+            self.messages[number as usize].refused = true;
+        }
+        let call = match (op, code) {
+            (_, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn) => return,
+            (_, ErrorCode::ReplyForgotten) if sent > 1 => return,
             (Op::Delete(ids), ErrorCode::NoSuchMessage) => {
-                // Only the other side can have deleted it before.
-                for id in ids {
-                    let message = &self.messages[&id.0];
-                    assert!(
-                        self.split || !message.exists.certain_before(job.since) || message.deleted.asked.is_some(),
-                        "client {client} can't delete {id}, which exists"
-                    );
-                }
+                let numbers = self.numbers(ids);
+                let message = &self.messages[numbers[0] as usize];
+                let place = conversation(message.from, message.to);
+                let take = ShelfCall::Take { messages: numbers, count: Some(0) };
+                return self.on_shelf(place, invoked, returned, take);
             }
-            (Op::Logout, _) => {}
-            (op, code) => panic!("client {client}: {op:?} was refused: {code:?}"),
-        }
+            (Op::Send { to, .. } | Op::History { with: to }, ErrorCode::NoSuchAccount) => {
+                return self.on_name(*to, invoked, returned, AccountCall::Absent);
+            }
+            (Op::Register, ErrorCode::NameTaken) => AccountCall::Present(None),
+            (Op::Login, ErrorCode::NoSuchAccount) => AccountCall::Absent,
+            (Op::Login, ErrorCode::WrongPassword) => AccountCall::Wrong(*password),
+            (
+                Op::ChangePassword { old: password, .. } | Op::DeleteAccount(password),
+                ErrorCode::WrongPassword,
+            ) => AccountCall::Wrong(*password),
+            (op, code) => panic!("{}: {op:?} was refused: {code:?}", self.accounts[*owner].name),
+        };
+        self.on_name(*owner, invoked, returned, call);
     }
 
-    /// A page of messages against what was certain when it was asked for (N8).
-    fn check_read(
-        &mut self,
-        now: Instant,
-        since: Instant,
-        reader: usize,
-        with: Option<usize>,
-        page: &MessagePage,
-    ) {
+    /// A page of messages as a call; what it says of each message is compared with what was sent.
+    fn page(&mut self, reader: usize, with: Option<usize>, page: &MessagePage, end: End) -> ShelfCall {
         self.reads += 1;
-        let mut cursor = 0;
-        for view in &page.messages {
-            assert!(view.cursor > cursor, "client {reader} reads messages out of order");
-            cursor = view.cursor;
-            self.check_view(now, since, reader, with, view);
+        assert!(
+            page.messages.is_sorted_by(|one, next| one.cursor < next.cursor),
+            "{} reads messages out of order: {page:?}",
+            self.accounts[reader].name
+        );
+        let messages: Vec<u32> = page.messages.iter().map(|view| self.view(view)).collect();
+        for number in &messages {
+            let Message { from, to, id, .. } = &self.messages[*number as usize];
+            let name = &self.accounts[reader].name;
+            match with {
+                None => assert_eq!(*to, reader, "{name} reads {id:?}, which waits for somebody else"),
+                Some(with) => assert_eq!(
+                    conversation(*from, *to),
+                    conversation(reader, with),
+                    "{name} reads {id:?} of others"
+                ),
+            }
         }
-        if page.more || self.split {
-            return;
-        }
-        for (id, message) in &self.messages {
-            let concerned = match with {
-                None => message.to == reader && !message.taken.possible_by(now),
-                Some(other) => {
-                    (message.from, message.to) == (reader, other)
-                        || (message.from, message.to) == (other, reader)
-                }
-            };
-            let due = concerned && message.exists.certain_before(since) && !message.deleted.possible_by(now);
-            assert!(
-                !due || page.messages.iter().any(|view| view.id.0 == *id),
-                "stale read: client {reader} does not see {id}, which was certain before it asked"
-            );
-        }
-        for view in &page.messages {
-            self.messages.get_mut(&view.id.0).expect("checked above").exists.know(now);
-        }
+        ShelfCall::See { messages, end, more: page.more }
     }
 
-    fn check_view(
-        &self,
-        now: Instant,
-        since: Instant,
-        reader: usize,
-        with: Option<usize>,
-        view: &MessageView,
-    ) {
-        let id = view.id;
-        let message =
-            self.messages.get(&id.0).unwrap_or_else(|| panic!("client {reader} reads {id}, never sent"));
-        let from = &self.accounts[message.from].name;
-        let to = &self.accounts[message.to].name;
+    /// The message that is shown, which was sent like this.
+    fn view(&mut self, view: &MessageView) -> u32 {
+        let number = self.by_id.get(&view.id.0).or_else(|| self.by_text.get(&view.text));
+        let number = *number.unwrap_or_else(|| panic!("{view:?} is read, and was never sent"));
+        let message = &mut self.messages[number as usize];
+        let id = *message.id.get_or_insert(view.id);
+        assert_eq!(id, view.id, "doubled: {:?} is there under two ids", view.text);
+        assert_eq!(view.text, message.text, "message {id} has another text");
+        let cursor = *message.cursor.get_or_insert(view.cursor);
         assert!(
-            (&view.text, &view.from, &view.to) == (&message.text, from, to),
-            "client {reader} reads {view:?}, sent as {message:?}"
+            cursor == view.cursor || self.split,
+            "message {id} was at {cursor}, and is at {}",
+            view.cursor
         );
-        assert!(message.exists.possible_by(now), "client {reader} reads {id} before it was sent");
-        assert!(
-            self.split || !message.deleted.certain_before(since),
-            "client {reader} reads {id}, deleted before it asked"
-        );
-        if with.is_none() {
-            assert!(message.to == reader, "client {reader} reads {id}, which waits for {to}");
+        assert!(!view.delivered || message.take_asked, "message {id} was taken, and nobody asked for that");
+        for (shown, account) in [(&view.from, message.from), (&view.to, message.to)] {
+            let Account { name, deletions, .. } = &self.accounts[account];
             assert!(
-                self.split || !message.taken.certain_before(since),
-                "client {reader} reads {id}, taken before it asked"
+                shown == name || *deletions > 0 && shown == DELETED_NAME,
+                "message {id} is shown as {shown}'s, and is {name}'s"
             );
         }
+        self.by_id.insert(view.id.0, number);
+        number
     }
 
-    /// The final state holds what was acknowledged, once, and nothing that was refused.
-    pub(crate) fn check_final(&self, state: &State) {
+    /// A server pushes a message to a connection of this account (X4).
+    pub(crate) fn on_pushed(&mut self, owner: usize, view: &MessageView) {
+        let number = self.view(view);
+        let message = &self.messages[number as usize];
+        assert_eq!(message.to, owner, "{:?} is pushed to somebody else", message.id);
+        assert!(!message.refused, "{:?} was refused, and is pushed", message.id);
+    }
+
+    /// The final state holds what was acknowledged, once, and nothing that was refused; and without a split everything
+    /// that any client was ever told fits into one order.
+    pub(crate) fn check_final(&mut self, state: &State) {
+        let mut last = self.clone();
+        let moment = last.next_moment();
+        last.see_all(state, moment);
+        last.check_kept(state);
+        // The other replicas are compared byte for byte.
+        if !self.split && self.checked_at != self.moment {
+            let begun = std::time::Instant::now();
+            for (invoked, open) in std::mem::take(&mut last.open) {
+                last.on_unknown(invoked, &open);
+            }
+            last.check_order();
+            searches::count_time(begun.elapsed());
+        }
+        self.checked_at = self.moment;
+    }
+
+    /// Nothing acknowledged is lost, nothing refused is there.
+    fn check_kept(&self, state: &State) {
         for account in &self.accounts {
-            let found = state.account_named(&account.name);
+            for id in &account.ids {
+                let kept =
+                    state.account(*id).is_some() || account.deletions > 0 || self.conflicts.contains(&id.0);
+                assert!(kept, "lost: account {} was acknowledged as {id}", account.name);
+            }
+        }
+        for message in &self.messages {
+            let found = message.id.and_then(|id| state.message(id));
+            if message.refused || message.deleted && !self.split {
+                assert!(found.is_none(), "this message was refused or deleted, and is there: {message:?}");
+            }
+            let excused = message.delete_asked
+                || [message.from, message.to].iter().any(|at| self.accounts[*at].deletions > 0)
+                || message.id.is_some_and(|id| self.conflicts.contains(&id.0));
             assert!(
-                account.exists.known.is_none() || found == account.id,
-                "lost: account {} was acknowledged as {:?}, and is {found:?}",
-                account.name,
-                account.id
+                !message.known || found.is_some() || excused,
+                "lost: this message was acknowledged: {message:?}"
             );
         }
-        for (id, message) in &self.messages {
-            let found = state.message(MessageId(*id));
-            if message.exists.known.is_some() && message.deleted.asked.is_none() {
-                assert!(found.is_some(), "lost: message {id} was acknowledged: {message:?}");
-            }
-            if message.deleted.known.is_some() {
-                assert!(found.is_none(), "message {id} was deleted, and is there: {message:?}");
-            }
-            if let Some(found) = found {
-                assert!(!message.refused, "message {id} was refused, and is there");
-                assert_eq!(found.text, message.text, "message {id} has another text");
-            }
-        }
-        self.check_once(state);
     }
 
-    /// No text stands in the state twice: each was sent by one command.
-    fn check_once(&self, state: &State) {
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for (at, account) in self.accounts.iter().enumerate() {
-            let Some(id) = state.account_named(&account.name) else { continue };
-            for other in &self.accounts[at..] {
-                let mut before = 0;
-                while let Some(page) = state.history(id, &other.name, before, lastword::config::PAGE_MAX) {
-                    for view in &page.messages {
-                        *counts.entry(view.text.clone()).or_default() += 1;
-                    }
-                    let Some(first) = page.messages.first().filter(|_| page.more) else { break };
-                    before = first.cursor;
+    /// Reads everything in the state, at one moment. No text is there twice: each was sent by one command.
+    fn see_all(&mut self, state: &State, moment: u64) {
+        let ids: Vec<_> = self.accounts.iter().map(|account| state.account_named(&account.name)).collect();
+        for (at, id) in ids.iter().enumerate() {
+            let Some(id) = *id else {
+                self.on_name(at, moment, moment, AccountCall::Absent);
+                continue;
+            };
+            self.on_name(at, moment, moment, AccountCall::Present(Some(id)));
+            let (mut messages, mut after) = (Vec::new(), 0);
+            loop {
+                let page = state.waiting(id, after, PAGE_MAX);
+                let ShelfCall::See { messages: seen, .. } = self.page(at, None, &page, End::Oldest) else {
+                    unreachable!("a page is seen")
+                };
+                messages.extend(seen);
+                let Some(last) = page.messages.last().filter(|_| page.more) else { break };
+                after = last.cursor;
+            }
+            let see = ShelfCall::See { messages, end: End::Oldest, more: false };
+            self.on_shelf(Place::Mailbox(at), moment, moment, see);
+            for other in at..self.accounts.len() {
+                if ids[other].is_some() {
+                    self.see_exchanged(state, moment, id, at, other);
                 }
             }
         }
-        for (text, count) in counts {
-            assert_eq!(count, 1, "doubled: a message stands in the state {count} times: {text:?}");
+    }
+
+    fn see_exchanged(&mut self, state: &State, moment: u64, id: AccountId, at: usize, other: usize) {
+        let (mut messages, mut before) = (Vec::new(), 0);
+        let name = self.accounts[other].name.clone();
+        while let Some(page) = state.history(id, &name, before, PAGE_MAX) {
+            let ShelfCall::See { messages: mut seen, .. } = self.page(at, Some(other), &page, End::Latest)
+            else {
+                unreachable!("a page is seen")
+            };
+            seen.append(&mut messages);
+            messages = seen;
+            let Some(first) = page.messages.first().filter(|_| page.more) else { break };
+            before = first.cursor;
         }
+        let see = ShelfCall::See { messages, end: End::Latest, more: false };
+        self.on_shelf(conversation(at, other), moment, moment, see);
+    }
+
+    /// Looks for an order of the calls on each object.
+    fn check_order(&mut self) {
+        for (at, mut calls) in std::mem::take(&mut self.names) {
+            calls.sort_by_key(|call| call.invoked);
+            demand_order(&format!("the name {}", self.accounts[at].name), &calls, None);
+        }
+        for (place, mut calls) in std::mem::take(&mut self.shelves) {
+            calls.sort_by_key(|call| call.invoked);
+            let cleared = calls.iter().any(|call| call.model == ShelfCall::Clear);
+            for call in &mut calls {
+                match &mut call.model {
+                    ShelfCall::Put { message, cursor } => {
+                        *cursor = self.messages[*message as usize].cursor.unwrap_or_default();
+                    }
+                    // A message of a deleted account can be deleted by the other, who finds it under `[deleted]`.
+                    ShelfCall::Take { count, .. } if cleared && matches!(place, Place::Conversation(..)) => {
+                        *count = None;
+                    }
+                    _ => {}
+                }
+            }
+            demand_order(&format!("{place:?}"), &calls, Shelf::default());
+        }
+    }
+}
+
+fn demand_order<M: Model + std::fmt::Debug>(what: &str, calls: &[Call<M>], begin: M::State) {
+    let verdict = check(calls, begin, STEPS_MAX);
+    searches::count(calls.len(), &verdict);
+    if let Verdict::Violated(open) = verdict {
+        let open: String = open.iter().map(|at| format!("\n  {:?}", calls[*at])).collect();
+        panic!(
+            "not linearizable: {what} has {} calls, and after the longest order that fits none of these can come \
+             next:{open}",
+            calls.len()
+        );
+    }
+}
+
+/// Whether a name fits a pattern: the plain definition, for short ones.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) if fits(rest, name) => true,
+        (Some((b'*', _)), Some((_, left))) => fits(pattern, left),
+        (Some((p, rest)), Some((n, left))) => (*p == b'?' || p == n) && fits(rest, left),
+        _ => false,
     }
 }

@@ -227,7 +227,7 @@ pub(crate) fn describe(world: &World) -> String {
         );
     }
     for (at, client) in world.clients.iter().enumerate().filter(|(_, client)| !client.is_idle()) {
-        let _ = write!(text, "client {at} waits for {:?}; ", client.job);
+        let _ = write!(text, "client {at} waits for {:?}; ", client.jobs);
     }
     text
 }

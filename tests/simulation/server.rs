@@ -429,7 +429,7 @@ impl World {
                 self.respond(at, connection, request, response)
             }
             Effect::Close { connection } => self.close(at, connection),
-            Effect::Push { connection, push } => self.push(at, connection, &push),
+            Effect::Push { connection, push } => self.push(at, connection, push),
             Effect::Write { id, write } => process.log_jobs.push_back(LogJob::Write(id, write)),
             Effect::Cut { through } => process.log_jobs.push_back(LogJob::Cut(through)),
             Effect::Repair { after, entries } => process.log_jobs.push_back(LogJob::Repair(after, entries)),
@@ -682,8 +682,12 @@ impl World {
         self.queue.push(arrival, Action::ClientClosed { client, epoch });
     }
 
-    fn push(&mut self, at: usize, connection: ConnectionId, push: &Push) {
-        trace!(self, "push by {} on {connection:?}: {push:?}", at + 1);
+    fn push(&mut self, at: usize, connection: ConnectionId, push: Push) {
+        let process = self.servers[at].process.as_ref().expect("connections are of running processes");
+        let Some(&(client, epoch)) = process.connections.get(&connection) else { return };
+        let arrival = self.now + self.delay();
+        let arrival = self.clients[client].arrival_after(arrival);
+        self.queue.push(arrival, Action::Push { client, epoch, push: Box::new(push) });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastword::message::{PeerMessage, Read, Request, Response};
+use lastword::message::{PeerMessage, Push, Read, Request, Response};
 use lastword::prng::Prng;
 use lastword::replica::{HashId, HashJob, ReadId};
 use lastword::time::Instant;
@@ -62,6 +62,8 @@ pub(crate) enum Action {
     ClientClosed { client: usize, epoch: u64 },
     /// A reply arrives at a client.
     Response { client: usize, epoch: u64, request: u32, response: Box<Response> },
+    /// Something that a server says unasked arrives at a client.
+    Push { client: usize, epoch: u64, push: Box<Push> },
     /// A client goes on.
     ClientWake { client: usize, token: u64, wake: Wake },
     /// The nemesis picks a fault.
@@ -282,6 +284,7 @@ impl World {
             Action::Response { client, epoch, request, response } => {
                 self.on_response(client, epoch, request, *response);
             }
+            Action::Push { client, epoch, push } => self.on_push(client, epoch, &push),
             Action::ClientWake { client, token, wake } => self.on_client_wake(client, token, wake),
             Action::Nemesis => self.on_nemesis(),
             Action::Mishap(mishap) => self.on_mishap(mishap),

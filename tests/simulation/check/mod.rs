@@ -1,9 +1,13 @@
 //! What must hold after every step, one property a file.
 
+pub(crate) mod account;
 mod committed;
 mod digest;
+pub(crate) mod linear;
 mod one_primary;
 mod order;
+pub(crate) mod searches;
+pub(crate) mod shelf;
 
 use crate::world::World;
 
