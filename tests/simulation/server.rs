@@ -217,6 +217,7 @@ impl World {
         );
         let server = &mut self.servers[at];
         let now = server.clock.monotonic(self.now);
+        self.checks.on_start(at, &recovered);
         server.process = Some(Process {
             life,
             replica: Replica::new(server.config.clone(), recovered, now, seed),
@@ -234,7 +235,6 @@ impl World {
             failed: None,
             space_low: false,
         });
-        self.checks.forget_process(at);
         self.trace.mix(life);
         self.drain(at);
         self.connect_to_all(at);
@@ -362,6 +362,7 @@ impl World {
         trace!(self, "wipe {}", at + 1);
         self.servers[at].disk = MemoryDisk::new(self.prng.next_u64());
         self.servers[at].damaged = false;
+        self.checks.forget_disk(at);
     }
 
     /// Hands an event to the core and carries out what it wants done.
@@ -421,6 +422,7 @@ impl World {
     }
 
     fn perform(&mut self, at: usize, effect: Effect) {
+        self.checks.on_effect(at, &effect);
         let process = self.servers[at].process.as_mut().expect("effects are of running processes");
         let life = process.life;
         match effect {
@@ -530,6 +532,9 @@ impl World {
         }
         for event in events {
             if self.servers[at].life() == Some(life) {
+                if let Event::Synced { through } = event {
+                    self.checks.on_synced(at, through);
+                }
                 self.deliver(at, event);
             }
         }

@@ -84,6 +84,10 @@ pub(crate) fn check<M: Model>(calls: &[Call<M>], begin: M::State, steps_max: usi
             continue;
         };
         let Some(state) = search.calls[at].model.step(&node.state) else { continue };
+        // One that may have happened or not, and would change nothing now, is of more use later.
+        if at >= search.returned && state == node.state {
+            continue;
+        }
         let mut taken = node.taken.clone();
         taken[at / 64] |= 1 << (at % 64);
         steps += 1;

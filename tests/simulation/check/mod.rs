@@ -1,13 +1,19 @@
 //! What must hold after every step, one property a file.
 
 pub(crate) mod account;
+mod bounds;
 mod committed;
 mod digest;
+mod durable;
 pub(crate) mod linear;
 mod one_primary;
 mod order;
 pub(crate) mod searches;
 pub(crate) mod shelf;
+
+use lastword::message::Recovered;
+use lastword::replica::Effect;
+use lastword::types::WriteId;
 
 use crate::world::World;
 
@@ -18,6 +24,8 @@ pub(crate) struct Checks {
     committed: committed::Committed,
     digest: digest::EqualDigests,
     order: order::Order,
+    durable: durable::Durable,
+    bounds: bounds::Bounds,
     /// How many steps were checked.
     pub steps: u64,
 }
@@ -30,6 +38,8 @@ impl Checks {
             committed: committed::Committed::new(servers),
             digest: digest::EqualDigests::new(servers),
             order: order::Order::new(servers),
+            durable: durable::Durable::new(servers),
+            bounds: bounds::Bounds::new(servers),
             steps: 0,
         }
     }
@@ -39,6 +49,30 @@ impl Checks {
         self.order.forget(at);
         self.committed.forget(at);
         self.digest.forget(at);
+        self.bounds.forget(at);
+    }
+
+    /// A process has opened its directory.
+    pub(crate) fn on_start(&mut self, at: usize, recovered: &Recovered) {
+        self.forget_process(at);
+        self.durable.on_start(at, recovered);
+    }
+
+    /// A directory was emptied, restored from a copy, or damaged: it need not hold what it held.
+    pub(crate) fn forget_disk(&mut self, at: usize) {
+        self.durable.forget(at);
+    }
+
+    /// The core wants something done.
+    pub(crate) fn on_effect(&mut self, at: usize, effect: &Effect) {
+        self.durable.on_effect(at, effect);
+        self.bounds.on_effect(at, effect);
+    }
+
+    /// The core is going to hear that its writes are on disk.
+    pub(crate) fn on_synced(&mut self, at: usize, through: WriteId) {
+        self.durable.on_synced(at, through);
+        self.bounds.on_synced(at, through);
     }
 
     /// The latest view that anyone was seen leading.
@@ -61,6 +95,7 @@ impl World {
         let Some(replica) = self.servers[at].replica() else { return };
         let now = self.servers[at].clock.monotonic(self.now);
         self.checks.steps += 1;
+        self.checks.bounds.on_drained(at);
         let changed = self.checks.order.check(at, replica);
         if !changed {
             return;
@@ -74,5 +109,12 @@ impl World {
         self.trace.mix(status.last);
         self.checks.order.check_status(at, &status);
         self.checks.one_primary.check(at, &status);
+        self.checks.bounds.check(at, &status);
     }
+}
+
+/// Whether this panics. For tests that show a check can fail.
+#[cfg(test)]
+fn panics(what: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(what)).is_err()
 }
