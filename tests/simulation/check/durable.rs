@@ -110,7 +110,7 @@ impl Durable {
                     before.view
                 );
             }
-            Write::Commit(_) => {}
+            Write::Commit(_) | Write::Forget { .. } => {}
         }
         assert!(disk.writing.back().is_none_or(|(earlier, _)| *earlier < id), "write ids ascend");
         disk.writing.push_back((id, disk.written));
