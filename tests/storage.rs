@@ -118,7 +118,7 @@ impl Model {
             Write::Truncate { after } => self.last = position_at(known, self.last, *after),
             Write::HardState(hard) => self.hard = hard.clone(),
             Write::View(view) => self.view = view.clone(),
-            Write::Commit(_) => {}
+            Write::Commit(_) | Write::Forget { .. } => {}
         }
     }
 }

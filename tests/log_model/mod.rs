@@ -92,7 +92,7 @@ impl Known {
             _ => Command::Send { to: account((actor + 1) % ACCOUNTS), text: text(index.0 + salt) },
         };
         let operation = if index.0 == 1 {
-            Operation::View { primary: ServerId(1), members: view_of(1).members }
+            Operation::View { primary: ServerId(1), members: view_of(1).members, absent: Vec::new() }
         } else {
             let (account, acknowledged) = (account(actor), RequestNumber(0));
             Operation::Command(ClientCommand { request, acknowledged, account, command })
