@@ -10,6 +10,7 @@ mod log_model;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lastword::chat::Table;
 use lastword::message::{Entry, HardState, Position, Standing, View, Write};
 use lastword::prng::Prng;
 use lastword::storage::{Disk, MemoryDisk, Opened, StorageError};
@@ -453,7 +454,7 @@ impl Tables {
 fn the_older_checkpoint_stands_in_for_a_table_with_any_flipped_bit_or_cut() {
     let tables = tables();
     let files = tables.files(NEWER);
-    assert_eq!(files.len(), 6, "five tables and checkpoint.csv");
+    assert_eq!(files.len(), Table::ALL.len() + 1, "the tables and checkpoint.csv");
     for (path, bytes) in files {
         for_each_in_parallel(&bits(&bytes), |bit| {
             let what = format!("{path}, bit {} of byte {}", bit % 8, bit / 8);

@@ -26,21 +26,24 @@ fn a_checkpoint_is_readable_csv() {
     let rows: Vec<Vec<String>> = tables.iter().map(|(_, rows)| lines(rows)).collect();
     assert_eq!(
         rows[0],
-        ["0000000000000001-1,alice,$argon2id$1,0,1000001", "0000000000000002-1,bob,$argon2id$1,0,1000002"]
+        [
+            "0000000000000001-1,alice,$argon2id$1,0000000000000001-1,1000001,0",
+            "0000000000000002-1,bob,$argon2id$1,0000000000000002-1,1000002,0"
+        ]
     );
-    assert_eq!(rows[1], ["0000000000000002-2,4,0000000000000002-1,0000000000000001-1,1000004,'=1+1"]);
+    assert_eq!(rows[1], ["0000000000000002-2,4,0000000000000002-1,0000000000000001-1,1000004,,'=1+1"]);
     assert_eq!(
         rows[2],
         [
-            "0000000000000001-2,3,0000000000000001-1,0000000000000002-1,1000003,\"hi, \"\"bob\"\"\\nsecond line\""
+            "0000000000000001-2,3,0000000000000001-1,0000000000000002-1,1000003,,\"hi, \"\"bob\"\"\\nsecond line\""
         ]
     );
     let token = "01".repeat(32);
     assert_eq!(
         rows[3],
         [
-            format!("0000000000000001,0000000000000001-1,{token},0,1000003"),
-            format!("0000000000000002,0000000000000002-1,{token},0,1000005")
+            format!("0000000000000001,0000000000000001-1,{token},0,1000003,3"),
+            format!("0000000000000002,0000000000000002-1,{token},0,1000005,5")
         ]
     );
     assert_eq!(
@@ -119,11 +122,11 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
     const A: &str = "0000000000000001-1";
     const B: &str = "0000000000000002-1";
     let token = "00".repeat(32);
-    let user = |id: &str, name: &str| (Table::Users, format!("{id},{name},p,0,0"));
+    let user = |id: &str, name: &str| (Table::Users, format!("{id},{name},p,{id},0,0"));
     let message = |table, id: &str, order: u64, from: &str, to: &str| {
-        (table, format!("{id},{order},{from},{to},0,text"))
+        (table, format!("{id},{order},{from},{to},0,,text"))
     };
-    let session = |client: &str, account: &str| (Table::Sessions, format!("{client},{account},{token},4,0"));
+    let session = |client: &str, account: &str| (Table::Sessions, format!("{client},{account},{token},4,0,0"));
     let (alice, one) = (user(A, "alice"), session("0000000000000001", A));
     let queued = |id: &str, order, to: &str| message(Table::Queued, id, order, A, to);
     let cases = [
@@ -182,10 +185,10 @@ fn more_sessions_than_an_account_may_have_are_refused_at_the_end() {
         fields.parse(row.as_bytes(), table.header().len()).unwrap();
         restore.row(table, &fields).unwrap();
     };
-    take(Table::Users, "0000000000000001-1,alice,p,0,0");
+    take(Table::Users, "0000000000000001-1,alice,p,0000000000000001-1,0,0");
     for client in 1..=33 {
         let token = "00".repeat(32);
-        take(Table::Sessions, &format!("{client:016x},0000000000000001-1,{token},0,0"));
+        take(Table::Sessions, &format!("{client:016x},0000000000000001-1,{token},0,0,0"));
     }
     let error = restore.finish().unwrap_err();
     assert_eq!(error, "found 33 sessions of account 0000000000000001-1, expected at most 32");
