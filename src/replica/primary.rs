@@ -198,7 +198,8 @@ impl Replica {
         let late = mark(LATE);
         for (id, synced) in &primary.synced {
             let peer = self.peers.get_mut(id).expect("a member is configured");
-            if own_disk_keeps_up && *synced < late {
+            // Who does not answer at all is not slow but silent, and is dropped for that (V10).
+            if own_disk_keeps_up && *synced < late && !peer.is_silent_for(now, SUSPICION) {
                 peer.slow_since.get_or_insert(now);
             } else {
                 peer.slow_since = None;
