@@ -6,7 +6,7 @@ use lastword::message::Response;
 
 use crate::client::{Ended, Op};
 use crate::runner::{check_disks, describe, is_whole};
-use crate::scenarios::{ALICE, BOB, LATER, await_whole, is_done, leader, running_world, send};
+use crate::scenarios::{ALICE, BOB, LATER, await_leader, installed_view, is_done, running_world, send};
 use crate::server::Death;
 use crate::world::World;
 
@@ -90,6 +90,42 @@ fn check_mailboxes(world: &mut World, expected: &[Vec<String>]) {
     }
 }
 
+/// Sends to each of the others from each of these clients, on the server it is pinned to, and notes what is to arrive.
+fn send_around(world: &mut World, from: &[usize], words: &str, sent: &mut [Vec<String>]) {
+    for &from in from {
+        for to in (0..3).filter(|&to| to != from) {
+            let text = format!("{words}, from {from} to {to}");
+            send(world, from, to, &text);
+            sent[to].push(text);
+        }
+    }
+}
+
+/// Three primaries, each alone, each with something that only it has acknowledged.
+fn three_lonely_primaries(seed: u64) -> (World, Vec<Vec<String>>) {
+    let mut world = world_of_three(seed);
+    let mut sent = vec![Vec::new(); 3];
+    send_around(&mut world, &[ALICE, BOB, CAROL], "before", &mut sent);
+    split(&mut world, &[&[0], &[1], &[2]]);
+    await_serving(&mut world, &[0, 1, 2]);
+    (0..3).for_each(|at| pin(&mut world, at, at));
+    send_around(&mut world, &[ALICE, BOB, CAROL], "alone", &mut sent);
+    (world, sent)
+}
+
+/// Everything is where it belongs: once, and the same on all servers.
+fn check_all(world: &mut World, sent: &[Vec<String>]) {
+    heal_paths(world);
+    for at in 0..3 {
+        if world.servers[at].process.is_none() {
+            world.start(at);
+        }
+    }
+    await_healed(world);
+    check_mailboxes(world, sent);
+    check_disks(world);
+}
+
 #[test]
 fn thirty_seconds_of_three_lonely_primaries_lose_nothing_and_double_nothing() {
     for seed in 0..10 {
@@ -114,5 +150,121 @@ fn thirty_seconds_of_three_lonely_primaries_lose_nothing_and_double_nothing() {
         await_healed(&mut world);
         check_mailboxes(&mut world, &sent);
         check_disks(&mut world);
+    }
+}
+
+#[test]
+fn a_primary_cut_off_from_both_others_goes_on_alone_and_nothing_is_lost() {
+    for seed in 0..12 {
+        let mut world = world_of_three(seed);
+        let mut sent = vec![Vec::new(); 3];
+        let alone = await_leader(&mut world);
+        let pair: Vec<usize> = (0..3).filter(|&at| at != alone).collect();
+        split(&mut world, &[&[alone], &pair]);
+        await_serving(&mut world, &[alone]);
+        let leads = |world: &mut World| pair.iter().any(|&at| serves(world, at));
+        assert!(world.run_until(LATER, leads), "{}", describe(&world));
+        let other = pair.iter().copied().find(|&at| serves(&world, at)).expect("one of them leads");
+        pin(&mut world, ALICE, alone);
+        pin(&mut world, BOB, other);
+        pin(&mut world, CAROL, other);
+        await_serving(&mut world, &[alone, other]);
+        for round in 0..5 {
+            send_around(&mut world, &[ALICE, BOB, CAROL], &format!("round {round}"), &mut sent);
+            // Long enough for checkpoints that hold what the other side does not have.
+            world.run_for(Duration::from_millis(500 * (seed % 4)));
+        }
+        check_all(&mut world, &sent);
+    }
+}
+
+/// First two of three lonely primaries meet, and one yields; then the two of them meet the third, and may lose.
+#[test]
+fn a_split_within_a_split_loses_nothing_even_if_the_winner_of_one_loses_the_next() {
+    let mut lost = 0;
+    for seed in 0..24 {
+        let (mut world, mut sent) = three_lonely_primaries(seed);
+        for _ in 0..seed % 8 {
+            // With each start it leads a later view.
+            world.crash(2, Death::Kill);
+            world.start(2);
+            await_serving(&mut world, &[2]);
+        }
+        world.unblock(0, 1);
+        // Sometimes in the middle of it, sometimes when all of it is done.
+        world.run_for(Duration::from_millis(40 * (seed / 2)));
+        if seed % 2 == 0 {
+            let together = |world: &mut World| {
+                [0, 1].iter().any(|&at| serves(world, at) && installed_view(world, at).members.len() == 2)
+            };
+            assert!(world.run_until(LATER, together), "seed {seed}: {}", describe(&world));
+            let leads = [0, 1].into_iter().find(|&at| serves(&world, at)).expect("one of them leads");
+            let third = installed_view(&world, 2).number;
+            lost += u32::from(installed_view(&world, leads).number < third);
+            pin(&mut world, ALICE, leads);
+            pin(&mut world, BOB, leads);
+            send_around(&mut world, &[ALICE, BOB, CAROL], "two against one", &mut sent);
+            if seed % 4 == 0 {
+                world.run_for(Duration::from_secs(4));
+            }
+        }
+        check_all(&mut world, &sent);
+    }
+    assert!(lost > 0, "the winner of the first heal has never lost the second");
+}
+
+fn crash_after_healing(victim: impl Fn(&World) -> Option<usize>, death: Death) {
+    let mut crashed = 0;
+    for moment in 0..48 {
+        let (mut world, sent) = three_lonely_primaries(moment % 4);
+        heal_paths(&mut world);
+        world.run_for(Duration::from_millis(12 * moment));
+        if let Some(victim) = victim(&world) {
+            crashed += 1;
+            world.crash(victim, death);
+            world.run_for(Duration::from_millis(20 * (moment % 7)));
+        }
+        check_all(&mut world, &sent);
+    }
+    assert!(crashed > 24, "hardly anybody was there to crash: {crashed}");
+}
+
+/// Who leads the highest view, as far as anybody does.
+fn winner(world: &World) -> Option<usize> {
+    let leaders = (0..3).filter(|&at| serves(world, at));
+    leaders.max_by_key(|&at| installed_view(world, at).number)
+}
+
+fn loser(world: &World) -> Option<usize> {
+    let winner = winner(world)?;
+    (0..3).find(|&at| at != winner && world.servers[at].process.is_some())
+}
+
+#[test]
+fn a_server_that_crashes_while_it_rebases_repeats_itself_harmlessly() {
+    crash_after_healing(loser, Death::Kill);
+    crash_after_healing(loser, Death::PowerLoss);
+}
+
+#[test]
+fn a_primary_that_crashes_while_others_rebase_loses_nothing() {
+    crash_after_healing(winner, Death::Kill);
+    crash_after_healing(winner, Death::PowerLoss);
+}
+
+/// N2: a retry finds what the other side has carried out already, on either side.
+#[test]
+fn a_command_tried_on_both_sides_of_a_split_is_carried_out_once() {
+    for seed in 0..12 {
+        let (mut world, mut sent) = three_lonely_primaries(seed);
+        // The answer is lost, and the next attempt reaches another server.
+        world.wish(ALICE, Op::Send { to: BOB, text: "once".into() });
+        world.drop_replies = 1;
+        assert!(world.run_until(LATER, |world| world.drop_replies == 0), "{}", describe(&world));
+        pin(&mut world, ALICE, 1 + usize::try_from(seed % 2).expect("small"));
+        let ended = world.wait_for_client(ALICE, LATER);
+        assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}");
+        sent[BOB].push("once".into());
+        check_all(&mut world, &sent);
     }
 }
