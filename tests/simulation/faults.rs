@@ -83,7 +83,7 @@ faults! {
     /// No server reaches any other.
     AllApart = "all_apart", true;
     /// One of these for longer than a minority waits (V11): it may split the brain.
-    LongPartition = "long_partition", false;
+    LongPartition = "long_partition", true;
     /// A client that does not reach a server, or does not hear it.
     ClientCut = "client_cut", true;
     /// A server that stays broken for ever; in liveness mode.

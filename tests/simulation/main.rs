@@ -7,6 +7,7 @@
 //! SIM_SEEDS=20000 cargo test --test simulation swarm      so many fresh seeds, and what they amounted to
 //! SIM_MINUTES=10 cargo test --test simulation swarm       fresh seeds for so long; scripts/soak does that
 //! SIM_VIOLATIONS=10 …                                     goes on until so many seeds have failed
+//! SIM_SPLITS=1 …                                          every seed splits the brain, not only each fifth
 //! ```
 //!
 //! To see a rule die: remove it from the code by hand, then `SIM_SEEDS=5000 cargo test --test simulation swarm`; the

@@ -468,6 +468,7 @@ impl World {
         let one_way = one_way && matches!(shape, Fault::OneWay | Fault::Isolated);
         let longest = if self.swarm.splits && self.nemesis.chance(1, 2) {
             self.faults.count(Fault::LongPartition);
+            (self.split, self.oracle.split) = (true, true);
             Duration::from_secs(12)
         } else {
             PARTITION_MAX

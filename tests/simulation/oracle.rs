@@ -6,8 +6,9 @@
 //! - Without a split: each is linearizable, reads included, and so is the final state as one last read of everything.
 //!   Nothing acknowledged is lost, nothing is there twice, nothing refused is there.
 //! - After a split that both sides acknowledged in (`split`): nothing acknowledged is lost unless it is listed in
-//!   `conflicts.csv`, or somebody asked to delete it; nothing is there twice; nothing refused is there. The order that
-//!   clients saw, and which of two passwords holds, is not demanded.
+//!   `conflicts.csv`, or somebody asked to delete it; nothing is there twice. The order that clients saw, and which of two
+//!   passwords holds, is not demanded; and what one side refused may be carried out when it is proposed again, for what
+//!   was missing there may be here.
 //!
 //! In both cases all replicas end equal, which the runner compares.
 
@@ -97,7 +98,7 @@ pub(crate) struct Oracle {
     /// Both sides of a split have acknowledged: see above what is demanded then.
     pub split: bool,
     /// The requests that `conflicts.csv` lists at the end.
-    pub conflicts: BTreeSet<RequestId>,
+    conflicts: BTreeSet<RequestId>,
     /// How many commands were acknowledged.
     pub acknowledged: u64,
     /// How many commands ended with an unknown outcome.
@@ -442,6 +443,7 @@ impl Oracle {
         let call = match (op, code) {
             (_, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn) => return,
             (_, ErrorCode::ReplyForgotten) if sent > 1 => return,
+            _ if self.split => return,
             (Op::Delete(ids), ErrorCode::NoSuchMessage) => {
                 let numbers = self.numbers(ids);
                 let message = &self.messages[numbers[0] as usize];
@@ -506,7 +508,10 @@ impl Oracle {
         for (shown, account) in [(&view.from, message.from), (&view.to, message.to)] {
             let Account { name, deletions, .. } = &self.accounts[account];
             assert!(
-                shown == name || *deletions > 0 && shown == DELETED_NAME,
+                shown == name
+                    || *deletions > 0 && shown == DELETED_NAME
+                    || self.split
+                        && shown.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('~')),
                 "message {id} is shown as {shown}'s, and is {name}'s"
             );
         }
@@ -519,7 +524,7 @@ impl Oracle {
         let number = self.view(view);
         let message = &self.messages[number as usize];
         assert_eq!(message.to, owner, "{:?} is pushed to somebody else", message.id);
-        assert!(!message.refused, "{:?} was refused, and is pushed", message.id);
+        assert!(self.split || !message.refused, "{:?} was refused, and is pushed", message.id);
     }
 
     /// The final state holds what was acknowledged, once, and nothing that was refused; and without a split everything
@@ -528,6 +533,7 @@ impl Oracle {
         let mut last = self.clone();
         let moment = last.next_moment();
         last.see_all(state, moment);
+        last.see_conflicts(state);
         last.check_kept(state);
         // The other replicas are compared byte for byte.
         if !self.split && self.checked_at != self.moment {
@@ -541,6 +547,19 @@ impl Oracle {
         self.checked_at = self.moment;
     }
 
+    /// What is listed in `conflicts.csv`, as those read it whom it concerns.
+    fn see_conflicts(&mut self, state: &State) {
+        for id in self.accounts.iter().flat_map(|account| &account.ids) {
+            let (mut after, mut more) = (0, true);
+            while more {
+                let page = state.conflicts(*id, after, PAGE_MAX);
+                after = page.conflicts.last().map_or(0, |conflict| conflict.cursor);
+                self.conflicts.extend(page.conflicts.iter().map(|conflict| conflict.request));
+                more = page.more;
+            }
+        }
+    }
+
     /// Nothing acknowledged is lost, nothing refused is there.
     fn check_kept(&self, state: &State) {
         for account in &self.accounts {
@@ -552,7 +571,7 @@ impl Oracle {
         }
         for message in &self.messages {
             let found = message.id.and_then(|id| state.message(id));
-            if message.refused || message.deleted && !self.split {
+            if (message.refused || message.deleted) && !self.split {
                 assert!(found.is_none(), "this message was refused or deleted, and is there: {message:?}");
             }
             let excused = message.delete_asked

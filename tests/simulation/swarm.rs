@@ -141,7 +141,7 @@ impl Swarm {
         let mut rate = |permille: u64| if prng.chance(1, 3) { 1 + prng.below(permille) } else { 0 };
         let (loss_permille, duplicate_permille) = (rate(40), rate(60));
         let (reorder_permille, reply_drop_permille) = (rate(80), rate(150));
-        Self {
+        let mut swarm = Self {
             servers: [3, 3, 3, 3, 3, 3, 3, 1, 2, 5][usize::try_from(prng.below(10)).expect("small")],
             clients: 2 + usize::try_from(prng.below(5)).expect("small"),
             duration: between(prng, 4_000_000, 15_000_000),
@@ -180,10 +180,21 @@ impl Swarm {
             cuts: prng.chance(1, 3),
             resets: prng.chance(1, 3),
             partitions: prng.chance(1, 4),
-            splits: std::env::var_os("SIM_PARTITIONS").is_some(),
+            splits: false,
             client_cuts: prng.chance(1, 4),
             skew: prng.chance(1, 3),
             jumps: prng.chance(1, 3),
+        };
+        if prng.chance(1, 5) || std::env::var_os("SIM_SPLITS").is_some() {
+            swarm.split();
         }
+        swarm
+    }
+
+    /// Lets partitions split the brain. Then each disk may hold what no other one has: nothing happens to it that
+    /// loses rows.
+    fn split(&mut self) {
+        (self.partitions, self.splits) = (true, true);
+        (self.rot, self.wipes, self.roll_backs) = (false, false, false);
     }
 }
