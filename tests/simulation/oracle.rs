@@ -679,3 +679,134 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::panics;
+    use lastword::chat::command::{ClientCommand, Command, Operation};
+    use lastword::types::{ClientId, LogIndex, RequestNumber};
+
+    const ALICE: AccountId = AccountId(request(1, 1));
+
+    const fn request(client: u64, number: u64) -> RequestId {
+        RequestId { client: ClientId(client), number: RequestNumber(number) }
+    }
+
+    /// A state in which Alice has registered, and has sent these texts to herself.
+    fn state_with(texts: &[(u64, &str)]) -> State {
+        let mut state = State::default();
+        let register =
+            Command::Register { name: "alice".into(), password: Password(1).to_string(), token: [0; 32] };
+        let sends = texts.iter().map(|(n, text)| (*n, Command::Send { to: ALICE, text: (*text).into() }));
+        for (index, (number, command)) in [(1, register)].into_iter().chain(sends).enumerate() {
+            let (request, acknowledged) = (request(1, number), RequestNumber(0));
+            let command = ClientCommand { request, acknowledged, account: ALICE, command };
+            state.apply(LogIndex(index as u64 + 1), 0, 0, &Operation::Command(command));
+        }
+        state
+    }
+
+    fn done(reply: Reply) -> Response {
+        Response::Done { reply, client: ClientId(1), view: Default::default(), copies: 3, configured: 3 }
+    }
+
+    /// Alice has registered, and asks for this.
+    fn ask(oracle: &mut Oracle, number: u64, op: &Op) -> (u64, Open) {
+        let password = Password(1);
+        let moment = oracle.on_invoked(0, Some(request(1, number)), op, password);
+        (moment, oracle.open.remove(&moment).expect("it was asked for"))
+    }
+
+    fn answer(oracle: &mut Oracle, number: u64, op: &Op, response: &Response) {
+        let (invoked, open) = ask(oracle, number, op);
+        let returned = oracle.next_moment();
+        oracle.on_answered(invoked, returned, &open, response);
+    }
+
+    fn send(oracle: &mut Oracle, number: u64, text: &str) {
+        let sent = Reply::Sent { message: MessageId(request(1, number)), unix_ms: 0 };
+        answer(oracle, number, &Op::Send { to: 0, text: text.into() }, &done(sent));
+    }
+
+    fn oracle() -> Oracle {
+        let mut oracle = Oracle::default();
+        oracle.add_account("alice");
+        answer(&mut oracle, 1, &Op::Register, &done(Reply::Registered { account: ALICE }));
+        oracle
+    }
+
+    fn refuses(oracle: &Oracle, state: &State) -> bool {
+        panics(|| oracle.clone().check_final(state))
+    }
+
+    #[test]
+    fn acknowledged_message_that_is_lost_or_doubled_is_refused() {
+        let mut oracle = oracle();
+        send(&mut oracle, 2, "one");
+        send(&mut oracle, 3, "two");
+        for split in [false, true] {
+            oracle.split = split;
+            assert!(!refuses(&oracle, &state_with(&[(2, "one"), (3, "two")])));
+            assert!(refuses(&oracle, &state_with(&[(2, "one")])), "lost");
+            assert!(refuses(&oracle, &state_with(&[(2, "one"), (3, "two"), (4, "two")])), "doubled");
+            assert!(refuses(&oracle, &state_with(&[(2, "one"), (3, "too")])), "another text");
+        }
+    }
+
+    #[test]
+    fn message_of_unknown_outcome_may_be_there_and_a_refused_one_may_not() {
+        let mut oracle = oracle();
+        let op = Op::Send { to: 0, text: "maybe".into() };
+        let (invoked, open) = ask(&mut oracle, 2, &op);
+        let returned = oracle.next_moment();
+        let mut refused = oracle.clone();
+        oracle.on_unknown(invoked, &open);
+        refused.on_refused(invoked, returned, &open, 1, ErrorCode::SessionExpired);
+        for split in [false, true] {
+            (oracle.split, refused.split) = (split, split);
+            let (there, missing) = (state_with(&[(2, "maybe")]), state_with(&[]));
+            assert!(!refuses(&oracle, &there) && !refuses(&oracle, &missing) && !refuses(&refused, &missing));
+            assert!(refuses(&refused, &there));
+        }
+    }
+
+    #[test]
+    fn order_is_demanded_without_a_split_only() {
+        let mut oracle = oracle();
+        send(&mut oracle, 2, "one");
+        send(&mut oracle, 3, "two");
+        let swapped = state_with(&[(3, "two"), (2, "one")]);
+        assert!(refuses(&oracle, &swapped));
+        oracle.split = true;
+        assert!(!refuses(&oracle, &swapped));
+    }
+
+    #[test]
+    fn after_a_split_what_is_lost_must_be_in_the_conflicts() {
+        let mut oracle = oracle();
+        send(&mut oracle, 2, "one");
+        oracle.split = true;
+        assert!(refuses(&oracle, &state_with(&[])));
+        oracle.conflicts.insert(request(1, 2));
+        assert!(!refuses(&oracle, &state_with(&[])));
+        oracle.split = false;
+        assert!(refuses(&oracle, &state_with(&[])), "without a split nothing conflicts");
+    }
+
+    #[test]
+    fn stale_read_of_a_mailbox_is_refused() {
+        let mut oracle = oracle();
+        send(&mut oracle, 2, "one");
+        let page = MessagePage::default();
+        answer(&mut oracle, 3, &Op::Read, &Response::Messages(page));
+        assert!(refuses(&oracle, &state_with(&[(2, "one")])));
+    }
+
+    #[test]
+    fn account_that_is_lost_is_refused() {
+        let oracle = oracle();
+        assert!(!refuses(&oracle, &state_with(&[])));
+        assert!(refuses(&oracle, &State::default()));
+    }
+}

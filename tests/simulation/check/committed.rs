@@ -1,7 +1,6 @@
 //! What is committed never changes, and logs agree up to the commit index. An entry's chain covers everything before
 //! it, so equal chains mean equal logs.
 
-use lastword::replica::Replica;
 use lastword::types::LogIndex;
 
 /// The chain of each committed entry, as the first server that knew it committed had it.
@@ -28,11 +27,10 @@ impl Committed {
     }
 
     /// Compares what a server has committed since it was last looked at.
-    pub(crate) fn check(&mut self, at: usize, replica: &Replica) {
-        let commit = replica.commit_index();
+    pub(crate) fn check(&mut self, at: usize, commit: LogIndex, chain: impl Fn(LogIndex) -> Option<u32>) {
         for index in self.checked[at].0 + 1..=commit.0 {
             // What a checkpoint covers is compared by digest.
-            let Some(chain) = replica.entry_chain(LogIndex(index)) else { continue };
+            let Some(chain) = chain(LogIndex(index)) else { continue };
             let place = usize::try_from(index).expect("small");
             if self.chains.len() <= place {
                 self.chains.resize(place + 1, None);
@@ -46,5 +44,23 @@ impl Committed {
             );
         }
         self.checked[at] = self.checked[at].max(commit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::panics;
+
+    #[test]
+    fn committed_entry_that_another_server_has_otherwise_is_refused() {
+        let two = |other: u32| {
+            let mut committed = Committed::new(2);
+            committed.check(0, LogIndex(2), |index| Some(u32::try_from(index.0).expect("small")));
+            committed.check(1, LogIndex(1), |_| Some(1));
+            committed.check(1, LogIndex(2), |_| Some(other));
+        };
+        two(2);
+        assert!(panics(|| two(9)));
     }
 }

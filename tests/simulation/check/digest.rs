@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use lastword::replica::Replica;
 use lastword::types::LogIndex;
 
 /// The digest at each applied index, as the first server that reached it had it.
@@ -24,15 +23,32 @@ impl EqualDigests {
         self.checked[at] = None;
     }
 
-    /// Compares a server's state.
-    pub(crate) fn check(&mut self, at: usize, replica: &Replica) {
-        let applied = replica.state().index();
+    /// Compares a server's state after the entry at `applied`, whose chain this is.
+    pub(crate) fn check(&mut self, at: usize, applied: LogIndex, chain: Option<u32>, digest: [u8; 32]) {
         if self.checked[at] == Some(applied) {
             return;
         }
         self.checked[at] = Some(applied);
-        let digest = replica.state().digest();
-        let known = *self.digests.entry((applied, replica.entry_chain(applied))).or_insert(digest);
+        let known = *self.digests.entry((applied, chain)).or_insert(digest);
         assert_eq!(known, digest, "server {}'s state at index {applied} differs from another's", at + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::panics;
+
+    #[test]
+    fn state_that_differs_at_an_equal_index_of_an_equal_log_is_refused() {
+        let two = |index, chain, digest| {
+            let mut digests = EqualDigests::new(2);
+            digests.check(0, LogIndex(5), Some(7), [1; 32]);
+            digests.check(1, LogIndex(index), Some(chain), [digest; 32]);
+        };
+        two(5, 7, 1);
+        two(6, 8, 2);
+        two(5, 8, 2);
+        assert!(panics(|| two(5, 7, 2)));
     }
 }

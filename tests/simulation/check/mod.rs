@@ -101,9 +101,10 @@ impl World {
             return;
         }
         if !self.split {
-            self.checks.committed.check(at, replica);
+            self.checks.committed.check(at, replica.commit_index(), |index| replica.entry_chain(index));
         }
-        self.checks.digest.check(at, replica);
+        let state = replica.state();
+        self.checks.digest.check(at, state.index(), replica.entry_chain(state.index()), state.digest());
         let status = replica.status(now);
         self.trace.mix(status.commit);
         self.trace.mix(status.last);
@@ -115,6 +116,6 @@ impl World {
 
 /// Whether this panics. For tests that show a check can fail.
 #[cfg(test)]
-fn panics(what: impl FnOnce()) -> bool {
+pub(crate) fn panics(what: impl FnOnce()) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(what)).is_err()
 }
