@@ -495,7 +495,7 @@ fn truncated_entries_are_never_read_and_stay_in_a_file_of_their_own() {
     opened.log.sync().unwrap();
     let views: Vec<ViewNumber> = read_all(&opened).iter().map(|entry| entry.view).collect();
     assert_eq!(views, [1, 1, 1, 1, 1, 2, 2].map(view));
-    let moved = disk.files().into_iter().find(|name| name.starts_with("diverged-6-1.1-")).unwrap();
+    let moved = disk.files().into_iter().find(|name| name.starts_with("diverged-5-1.1-")).unwrap();
     let moved = String::from_utf8(disk.bytes(&moved).unwrap()).unwrap();
     assert_eq!(moved.lines().count(), 4, "a header and three rows");
 }
