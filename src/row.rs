@@ -247,8 +247,8 @@ pub struct Fields {
     text: String,
     /// Where each field stands in `text`.
     ranges: Vec<Range<usize>>,
-    /// For rows with quotes.
-    reader: csv_core::Reader,
+    /// For rows with quotes; made when the first one comes.
+    reader: Option<Box<csv_core::Reader>>,
     unquoted: Vec<u8>,
     ends: Vec<usize>,
 }
@@ -258,8 +258,8 @@ impl Default for Fields {
         Self {
             text: String::new(),
             ranges: Vec::new(),
-            reader: csv_core::Reader::new(),
-            unquoted: vec![0; 1024],
+            reader: None,
+            unquoted: Vec::new(),
             ends: vec![0; 16],
         }
     }
@@ -308,7 +308,8 @@ impl Fields {
     }
 
     fn parse_quoted(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
-        self.reader.reset();
+        let reader = self.reader.get_or_insert_default();
+        reader.reset();
         if self.unquoted.len() < row.len() + 1 {
             self.unquoted.resize(row.len() + 1, 0);
         }
@@ -316,7 +317,7 @@ impl Fields {
         loop {
             // An empty input tells the reader that the row ends here.
             let (result, took, wrote, ends) =
-                self.reader.read_record(&row[read..], &mut self.unquoted[written..], &mut self.ends[ended..]);
+                reader.read_record(&row[read..], &mut self.unquoted[written..], &mut self.ends[ended..]);
             read += took;
             written += wrote;
             ended += ends;
