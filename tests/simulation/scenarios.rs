@@ -569,3 +569,53 @@ fn a_slow_disk_delays_the_others_for_seconds_at_most() {
         heal_and_check(&mut world);
     }
 }
+
+/// Flips a bit in the log's row with this text, and gives the entry's index.
+fn rot(world: &World, at: usize, text: &str) -> String {
+    let disk = &world.servers[at].disk;
+    for path in disk.files().iter().filter(|path| path.starts_with("server_log")) {
+        let bytes = disk.bytes(path).expect("it is listed");
+        let found = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        let Some(place) = found else { continue };
+        disk.flip_bit(path, place, 0);
+        let start = bytes[..place].iter().rposition(|byte| *byte == b'\n').expect("below the header") + 1;
+        let row = String::from_utf8_lossy(&bytes[start..place]);
+        return row.split(',').nth(2).expect("an index").to_owned();
+    }
+    panic!("no row of server {} has {text:?}", at + 1)
+}
+
+/// D4: a row that has rotted everywhere is nowhere to be fetched from. Nobody goes on without it, and all name it.
+#[test]
+fn the_same_row_rotten_on_all_servers_stops_them_all_and_is_named_until_one_has_it_again() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        for text in ["before", "rotten", "after"] {
+            send(&mut world, ALICE, BOB, text);
+        }
+        world.run_for(Duration::from_secs(1));
+        let mut index = String::new();
+        for at in 0..3 {
+            world.crash(at, Death::Kill);
+            index = rot(&world, at, "rotten");
+            world.servers[at].damaged = true;
+        }
+        for at in 0..3 {
+            world.start(at);
+        }
+        let serves = |world: &mut World| leader(world).is_some();
+        assert!(!world.run_until(LATER, serves), "seed {seed}: {}", describe(&world));
+        let named = format!("entries {index} to {index} are rotten");
+        for server in &world.servers {
+            let note = server.replica().expect("it runs").status(server.clock.monotonic(world.now)).note;
+            assert!(note.contains(&named), "seed {seed}: {note:?} does not say {named:?}");
+        }
+        let restored = usize::try_from(seed % 3).expect("small");
+        world.crash(restored, Death::Kill);
+        rot(&world, restored, "sotten");
+        world.start(restored);
+        await_whole(&mut world);
+        assert_eq!(read(&mut world, BOB), ["before", "rotten", "after"]);
+        heal_and_check(&mut world);
+    }
+}
