@@ -46,6 +46,8 @@ use runner::{History, Outcome, Violation, report, run_seeds, try_seed};
 
 /// Seeds that are run by every test run, beside fresh ones.
 const FIXED_SEEDS: u64 = 200;
+/// … and of those in which some servers stay broken for ever.
+const FIXED_LIVENESS_SEEDS: u64 = 60;
 /// In so many seeds every required fault must have fired.
 const SEEDS_FOR_EVERY_FAULT: u64 = 1000;
 /// Fresh seeds are run for so long unless `SIM_SEEDS` says how many.
@@ -153,9 +155,19 @@ fn liveness() {
     run_test(History::Liveness);
 }
 
+fn fixed_seeds(count: u64) -> Vec<u64> {
+    (0..count).map(|n| Prng::new(0x1538 + n).next_u64()).collect()
+}
+
+#[test]
+fn fixed_seeds_go_on_without_those_that_are_broken_for_ever() {
+    let (count, _, violations) = run_listed(History::Liveness, &fixed_seeds(FIXED_LIVENESS_SEEDS));
+    fail(&violations, count);
+}
+
 #[test]
 fn fixed_seeds_hold_and_every_fault_fires_in_them() {
-    let seeds: Vec<u64> = (0..FIXED_SEEDS).map(|n| Prng::new(0x1538 + n).next_u64()).collect();
+    let seeds = fixed_seeds(FIXED_SEEDS);
     let (count, outcome, violations) = run_listed(History::Swarm, &seeds);
     fail(&violations, count);
     let missing = outcome.faults.missing(count);
