@@ -84,6 +84,12 @@ faults! {
     AllApart = "all_apart", true;
     /// One of these for longer than a minority waits (V11): it may split the brain.
     LongPartition = "long_partition", true;
+    /// Two servers that committed something else, each in a view of its own.
+    SplitBrain = "split_brain", true;
+    /// A server that went on without others that may hold acknowledged commands, after it had waited for them.
+    ColdWait = "cold_wait", true;
+    /// A path between two servers that takes 20 to 400 ms for a while.
+    SlowLink = "slow_link", true;
     /// A client that does not reach a server, or does not hear it.
     ClientCut = "client_cut", true;
     /// A server that stays broken for ever; in liveness mode.

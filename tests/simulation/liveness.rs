@@ -80,8 +80,13 @@ pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Ou
 /// must not (V2). So the core is chosen when all members of the view follow its leader.
 fn choose_core(world: &mut World) -> Vec<usize> {
     let servers = world.servers.len();
-    if world.nemesis.chance(1, 2) {
+    if world.split || world.nemesis.chance(1, 2) {
         world.heal();
+    }
+    if world.split {
+        // Only then no disk is the only one that has something.
+        let whole = world.run_until(LEADER_MAX, is_whole);
+        assert!(whole, "not whole {LEADER_MAX:?} after a split; {}", describe(world));
     }
     world.healed = true;
     world.network.heal();

@@ -18,6 +18,8 @@ const _: () = assert!(
     PARTITION_MAX.as_millis() + 4 * SUSPICION.as_millis()
         <= SUSPICION.as_millis() + MINORITY_GRACE.as_millis()
 );
+/// The longest one that may split it.
+const LONG_PARTITION_MAX: Duration = Duration::from_secs(12);
 /// So long after a partition the next one begins at the earliest: everyone has heard everyone.
 const PARTITIONS_APART: Duration = Duration::from_secs(2);
 
@@ -113,10 +115,11 @@ impl World {
             (swarm.roll_backs, Fault::RollBack, 4),
             (swarm.cuts, Fault::LinkCut, 3),
             (swarm.resets, Fault::LinkReset, 3),
+            (swarm.slow_links, Fault::SlowLink, 3),
             (swarm.partitions, Fault::OneWay, 1),
             (swarm.partitions, Fault::SingleLink, 1),
-            (swarm.partitions, Fault::Isolated, 2),
-            (swarm.partitions, Fault::AllApart, 1),
+            (swarm.partitions, Fault::Isolated, if swarm.splits { 6 } else { 2 }),
+            (swarm.partitions, Fault::AllApart, if swarm.splits { 4 } else { 1 }),
             (swarm.client_cuts, Fault::ClientCut, 3),
             (swarm.jumps, Fault::WallClockJump, 1),
         ]
@@ -160,6 +163,7 @@ impl World {
             Fault::RollBack => self.back_up_or_roll_back(at),
             Fault::LinkCut => self.cut_shortly(at),
             Fault::LinkReset => self.reset_some(at),
+            Fault::SlowLink => self.slow_down_link(at),
             Fault::OneWay | Fault::SingleLink | Fault::Isolated | Fault::AllApart => {
                 self.partition_for_a_while(at, fault);
             }
@@ -330,6 +334,7 @@ impl World {
     /// - A directory that is put back may not be from when its server was alone in the view: alone again, it would
     ///   have nobody to ask. And all others must have the latest view on their disks, for they are the only ones who
     ///   know of it: whomever it asks then tells it.
+    /// - After a split any directory may be the only one that has something acknowledged, so nothing happens to any.
     fn damage(&mut self, at: usize, fault: Fault) {
         let alone_knows = self.latest_leader().is_some_and(|leader| {
             let view = self.servers[leader].replica().expect("it leads").installed_view();
@@ -340,7 +345,7 @@ impl World {
             Fault::RollBack => self.is_superseded(at) && !alone_knows,
             _ => self.is_superseded(at),
         };
-        if self.servers[at].process.is_none() && allowed && !self.healed {
+        if self.servers[at].process.is_none() && allowed && !self.split && !self.healed {
             match fault {
                 Fault::Wipe => {
                     self.faults.count(fault);
@@ -403,6 +408,7 @@ impl World {
         let Some(backup) = server.backup.take() else { return };
         server.disk = backup.restart();
         server.disk.set_space(None);
+        self.checks.forget_disk(at);
         self.faults.count(Fault::RollBack);
         trace!(self, "roll back {}", at + 1);
     }
@@ -433,6 +439,19 @@ impl World {
         if both {
             self.network.stall(other, at, until);
         }
+    }
+
+    /// Everything on the way from one server to another takes longer for a while.
+    fn slow_down_link(&mut self, at: usize) {
+        if self.servers.len() < 2 {
+            return;
+        }
+        self.faults.count(Fault::SlowLink);
+        let other = (at + 1) % self.servers.len();
+        let (from, to) = if self.nemesis.chance(1, 2) { (at, other) } else { (other, at) };
+        let longer = self.nemesis_duration(Duration::from_millis(20), Duration::from_millis(400));
+        let duration = self.nemesis_duration(Duration::from_millis(100), Duration::from_secs(5));
+        self.network.slow_down(from, to, longer, self.now + duration);
     }
 
     fn reset_some(&mut self, at: usize) {
@@ -466,19 +485,24 @@ impl World {
             _ => (0..servers).flat_map(|a| (a + 1..servers).map(move |b| (a, b))).collect(),
         };
         let one_way = one_way && matches!(shape, Fault::OneWay | Fault::Isolated);
-        let longest = if self.swarm.splits && self.nemesis.chance(1, 2) {
+        let duration = if self.swarm.splits && self.nemesis.chance(2, 3) {
             self.faults.count(Fault::LongPartition);
-            (self.split, self.oracle.split) = (true, true);
-            Duration::from_secs(12)
+            self.expect_split();
+            self.nemesis_duration(PARTITION_MAX, LONG_PARTITION_MAX)
         } else {
-            PARTITION_MAX
+            self.nemesis_duration(Duration::from_millis(100), PARTITION_MAX)
         };
-        let duration = self.nemesis_duration(Duration::from_millis(100), longest);
         self.partition_after = self.now + duration + PARTITIONS_APART;
         for (from, to) in pairs {
             self.block(from, to, one_way);
             self.after(duration, Action::Mishap(Mishap::Unblock(from, to)));
         }
+    }
+
+    /// From now on several servers may lead at once, and what a split is allowed to cost is allowed.
+    pub(crate) fn expect_split(&mut self) {
+        self.split = true;
+        self.oracle.split = true;
     }
 
     /// A client and a server don't hear each other for a while, or one doesn't hear the other.

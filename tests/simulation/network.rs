@@ -63,10 +63,21 @@ impl Link {
 struct Path {
     /// Nothing arrives before this moment: what is sent meanwhile waits, as TCP sends again.
     stalled_until: Instant,
+    /// What is sent before this moment takes so much longer.
+    slow_until: Instant,
+    longer: Duration,
     /// Nothing arrives at all, and no connection comes about.
     blocked: bool,
     /// Connections come about, and nothing that is said on them arrives.
     mute: bool,
+}
+
+impl Path {
+    /// From when on what is sent now is on its way.
+    fn opens(&self, now: Instant) -> Instant {
+        let longer = if now < self.slow_until { self.longer } else { Duration::ZERO };
+        self.stalled_until.max(now + longer)
+    }
 }
 
 /// What passes between a client and a server.
@@ -123,6 +134,12 @@ impl Network {
     pub(crate) fn stall(&mut self, from: usize, to: usize, until: Instant) {
         let path = &mut self.paths[from * self.servers + to];
         path.stalled_until = path.stalled_until.max(until);
+    }
+
+    /// Has everything take longer in one direction.
+    pub(crate) fn slow_down(&mut self, from: usize, to: usize, longer: Duration, until: Instant) {
+        let path = &mut self.paths[from * self.servers + to];
+        (path.longer, path.slow_until) = (longer, until);
     }
 
     /// Blocks or opens one direction.
@@ -182,7 +199,7 @@ impl World {
         };
         let path = self.network.path(from, to);
         let delay = self.delay();
-        let mut arrival = self.now.max(path.stalled_until) + delay;
+        let mut arrival = path.opens(self.now) + delay;
         if self.mischief(self.swarm.reorder_permille) {
             self.faults.count(Fault::MessageReordered);
             arrival = arrival + self.delay() * 2;
@@ -226,8 +243,7 @@ impl World {
     fn begin_connect(&mut self, owner: usize, peer: usize) {
         let Some(owner_life) = self.servers[owner].life() else { return };
         let delay = self.delay();
-        let stalled = self.network.path(owner, peer).stalled_until;
-        let arrival = self.now.max(stalled) + delay;
+        let arrival = self.network.path(owner, peer).opens(self.now) + delay;
         let link = self.network.link(owner, peer);
         link.attempts += 1;
         let number = link.attempts;
@@ -250,7 +266,7 @@ impl World {
         };
         let ways = if attempt == Attempt::Refused { 1 } else { 3 };
         let delay: Duration = (0..ways).map(|_| self.delay()).sum();
-        let back = self.now.max(self.network.path(peer, owner).stalled_until) + delay;
+        let back = self.network.path(peer, owner).opens(self.now) + delay;
         let link = self.network.link(owner, peer);
         let back = back.max(link.last_report);
         link.last_report = back;
@@ -303,7 +319,7 @@ impl World {
         let Some(owner_life) = self.servers[owner].life() else { return };
         let generation = self.network.link(owner, peer).generation;
         let delay = wait + self.delay();
-        let at = self.now.max(self.network.path(peer, owner).stalled_until) + delay;
+        let at = self.network.path(peer, owner).opens(self.now) + delay;
         self.queue.push(at, Action::LinkClosed { owner, owner_life, peer, generation });
     }
 

@@ -147,7 +147,7 @@ impl Server {
                 first_role: if at == 0 { FirstRole::Primary } else { FirstRole::Secondary },
                 known_cluster: None,
                 min_copies: 1,
-                cold_wait: None,
+                cold_wait: swarm.cold_wait,
                 evidence: true,
                 checkpoint_log_bytes_min: swarm.checkpoint_bytes,
             },
@@ -450,7 +450,13 @@ impl World {
                 self.reset_links(at, leaky);
             }
             Effect::RecordCluster(cluster) => self.record_cluster(at, cluster),
-            Effect::Notice(Notice { ready, .. }) => process.ready |= ready,
+            Effect::Notice(Notice { ready, text, .. }) => {
+                process.ready |= ready;
+                if text.contains("--cold-wait") {
+                    self.faults.count(Fault::ColdWait);
+                    self.expect_split();
+                }
+            }
             Effect::Exit(exit) => self.exit(at, exit),
         }
     }

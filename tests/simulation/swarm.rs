@@ -77,6 +77,10 @@ pub(crate) struct Swarm {
     pub partitions: bool,
     /// … and for longer, so that they split the brain.
     pub splits: bool,
+    /// Paths become slow.
+    pub slow_links: bool,
+    /// So long a cold start waits for those that may hold acknowledged commands; none: for ever.
+    pub cold_wait: Option<Duration>,
     /// Clients cut off from servers.
     pub client_cuts: bool,
     /// Clocks run at their own rates.
@@ -127,6 +131,8 @@ impl Swarm {
             resets: false,
             partitions: false,
             splits: false,
+            slow_links: false,
+            cold_wait: None,
             client_cuts: false,
             skew: false,
             jumps: false,
@@ -181,20 +187,15 @@ impl Swarm {
             resets: prng.chance(1, 3),
             partitions: prng.chance(1, 4),
             splits: false,
+            slow_links: prng.chance(1, 5),
+            cold_wait: prng.chance(1, 5).then(|| between(prng, 1_000_000, 15_000_000)),
             client_cuts: prng.chance(1, 4),
             skew: prng.chance(1, 3),
             jumps: prng.chance(1, 3),
         };
         if prng.chance(1, 5) || std::env::var_os("SIM_SPLITS").is_some() {
-            swarm.split();
+            (swarm.partitions, swarm.splits) = (true, true);
         }
         swarm
-    }
-
-    /// Lets partitions split the brain. Then each disk may hold what no other one has: nothing happens to it that
-    /// loses rows.
-    fn split(&mut self) {
-        (self.partitions, self.splits) = (true, true);
-        (self.rot, self.wipes, self.roll_backs) = (false, false, false);
     }
 }

@@ -15,6 +15,7 @@ use lastword::message::Recovered;
 use lastword::replica::Effect;
 use lastword::types::WriteId;
 
+use crate::faults::Fault;
 use crate::world::World;
 
 /// The memory of all checks.
@@ -100,8 +101,9 @@ impl World {
         if !changed {
             return;
         }
-        if !self.split {
-            self.checks.committed.check(at, replica.commit_index(), |index| replica.entry_chain(index));
+        let commit = replica.commit_index();
+        if self.checks.committed.check(at, commit, self.split, |index| replica.entry_chain(index)) {
+            self.faults.count(Fault::SplitBrain);
         }
         let state = replica.state();
         self.checks.digest.check(at, state.index(), replica.entry_chain(state.index()), state.digest());
