@@ -158,14 +158,19 @@ impl AppliedIds {
             return Err(format!("ids of entries from {} on at {index}, in wrong generations", self.from));
         }
         let closed = self.closed.iter().map(|generation| generation.runs.as_slice());
-        let open: Vec<Run> = self.open.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
+        let open: Vec<Run> =
+            self.open.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
         for runs in closed.clone().chain([open.as_slice()]) {
             for pair in runs.windows(2) {
                 ensure_above(Some(pair[0]), pair[1]).map_err(|_| format!("{pair:?} overlap"))?;
             }
         }
         let counted: usize = closed.map(<[Run]>::len).sum();
-        if counted == self.closed_runs { Ok(()) } else { Err(format!("{counted} runs of ids are miscounted")) }
+        if counted == self.closed_runs {
+            Ok(())
+        } else {
+            Err(format!("{counted} runs of ids are miscounted"))
+        }
     }
 
     /// From now on [`AppliedIds::show_next`] shows the rows as they are now, at index `index`.
@@ -214,7 +219,9 @@ impl AppliedIds {
             AppliedRow::From(_) => return Err("an index up to the checkpoint's"),
             AppliedRow::Absent(server, since) => {
                 if since > index || self.absent.last_key_value().is_some_and(|(last, _)| *last >= server) {
-                    return Err("a server above that of the row before, absent since an index up to the checkpoint's");
+                    return Err(
+                        "a server above that of the row before, absent since an index up to the checkpoint's",
+                    );
                 }
                 self.absent.insert(server, since);
             }
@@ -222,7 +229,8 @@ impl AppliedIds {
                 return Err("a last number that is not below the first");
             }
             AppliedRow::Run(number, run) if number == open => {
-                let before = self.open.last_key_value().map(|(first, last)| Run { first: *first, last: *last });
+                let before =
+                    self.open.last_key_value().map(|(first, last)| Run { first: *first, last: *last });
                 ensure_above(before, run)?;
                 self.open.insert(run.first, run.last);
             }
@@ -272,4 +280,115 @@ fn ensure_above(before: Option<Run>, run: Run) -> Result<(), &'static str> {
             || (before.first.client == run.first.client && before.last < run.first.number)
     };
     if before.is_none_or(apart) { Ok(()) } else { Err("an id above those of the row before") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ClientId;
+
+    const KEPT: u64 = APPLIED_ENTRIES_MAX / GENERATION_ENTRIES;
+
+    fn id(client: u64, number: u64) -> RequestId {
+        RequestId { client: ClientId(client), number: RequestNumber(number) }
+    }
+
+    /// One id for each generation up to `last`.
+    fn generations(ids: &mut AppliedIds, first: u64, last: u64) {
+        for generation in first..=last {
+            ids.advance(LogIndex(generation * GENERATION_ENTRIES));
+            ids.insert(id(generation, 7));
+        }
+    }
+
+    #[test]
+    fn numbers_in_sequence_are_one_run_whatever_comes_between() {
+        let mut ids = AppliedIds::default();
+        for number in 1..=1000 {
+            ids.insert(id(1, number));
+            ids.insert(id(2, u64::MAX - 2 * number));
+        }
+        assert_eq!(ids.open.len(), 1001);
+        assert!(ids.has(id(1, 1)) && ids.has(id(1, 1000)) && ids.has(id(2, u64::MAX - 2)));
+        assert!(
+            !ids.has(id(1, 0))
+                && !ids.has(id(1, 1001))
+                && !ids.has(id(2, u64::MAX - 3))
+                && !ids.has(id(3, 1))
+        );
+    }
+
+    #[test]
+    fn numbers_out_of_sequence_are_all_known_and_no_others() {
+        let mut ids = AppliedIds::default();
+        for number in [5, 3, 4, 9, 8, 3, 10, 9, 7] {
+            ids.insert(id(1, number));
+            ids.check(LogIndex(9)).unwrap();
+        }
+        let known: Vec<u64> = (0..12).filter(|number| ids.has(id(1, *number))).collect();
+        assert_eq!(known, [3, 4, 5, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn the_ids_of_all_entries_that_can_be_uncommitted_are_kept_and_not_many_more() {
+        let mut ids = AppliedIds::default();
+        generations(&mut ids, 0, 20);
+        let kept = UNCOMMITTED_ENTRIES_MAX / GENERATION_ENTRIES;
+        assert_eq!(ids.from(), LogIndex((20 - kept) * GENERATION_ENTRIES));
+        assert!(ids.has(id(20 - kept, 7)) && !ids.has(id(19 - kept, 7)));
+        ids.check(LogIndex(20 * GENERATION_ENTRIES)).unwrap();
+    }
+
+    #[test]
+    fn ids_since_a_server_left_are_kept_while_it_is_absent_up_to_a_bound() {
+        let mut ids = AppliedIds::default();
+        generations(&mut ids, 0, 10);
+        ids.note_absent(LogIndex(10 * GENERATION_ENTRIES), &[ServerId(2)]);
+        ids.note_absent(LogIndex(10 * GENERATION_ENTRIES + 5), &[ServerId(2), ServerId(3)]);
+        generations(&mut ids, 11, KEPT);
+        let from = 10 * GENERATION_ENTRIES - UNCOMMITTED_ENTRIES_MAX;
+        assert_eq!(ids.from(), LogIndex(from));
+        generations(&mut ids, KEPT + 1, KEPT + 20);
+        assert!(ids.from() > LogIndex(from), "only so many are kept");
+        assert!(!ids.has(id(10, 7)) && ids.has(id(21, 7)));
+        ids.note_absent(LogIndex((KEPT + 20) * GENERATION_ENTRIES + 1), &[]);
+        generations(&mut ids, KEPT + 21, KEPT + 21);
+        assert_eq!(ids.closed.len() as u64, UNCOMMITTED_ENTRIES_MAX / GENERATION_ENTRIES);
+        ids.check(LogIndex((KEPT + 21) * GENERATION_ENTRIES)).unwrap();
+    }
+
+    #[test]
+    fn what_a_reading_shows_builds_the_same_ids() {
+        let mut ids = AppliedIds::default();
+        generations(&mut ids, 0, 9);
+        ids.note_absent(LogIndex(9 * GENERATION_ENTRIES + 1), &[ServerId(1), ServerId(3)]);
+        for number in [1, 2, 5, 9] {
+            ids.insert(id(1, number));
+        }
+        let index = LogIndex(9 * GENERATION_ENTRIES + 9);
+        ids.begin(index);
+        let mut rows = Vec::new();
+        let mut show = |ids: &mut AppliedIds| {
+            ids.show_next(2, |row| {
+                rows.push(row);
+                Enough::No
+            })
+        };
+        assert_eq!(show(&mut ids), Shown { count: 2, all: false });
+        generations(&mut ids, 10, 30);
+        while !show(&mut ids).all {}
+        let mut restored = AppliedIds::default();
+        rows.iter().for_each(|row| restored.restore(index, *row).unwrap());
+        restored.check(index).unwrap();
+        assert_eq!((restored.from(), restored.absent.len()), (LogIndex(5 * GENERATION_ENTRIES), 2));
+        restored.begin(index);
+        let mut again = Vec::new();
+        restored.show_next(1000, |row| {
+            again.push(row);
+            Enough::No
+        });
+        assert_eq!(again, rows);
+        generations(&mut restored, 10, 30);
+        assert_eq!(restored.from(), ids.from());
+    }
 }

@@ -87,6 +87,7 @@ impl State {
         match &entered.command {
             Command::Register { .. } | Command::Login { .. } => unreachable!("they are dealt with above"),
             Command::Logout { everywhere } => {
+                self.directory.note_active(account, LogIndex(stamp.order));
                 if *everywhere {
                     self.end_sessions(account, None, outcome);
                 } else {

@@ -164,15 +164,17 @@ impl State {
         match table {
             Table::Queued => self.mailboxes.queued.show_next(rows_max, write_message),
             Table::Delivered => self.mailboxes.delivered.show_next(rows_max, write_message),
-            Table::Users => self.directory.accounts.show_next(rows_max, |id, AccountRow { account, active, .. }| {
-                row.plain(id);
-                row.text(&account.name);
-                row.text(&account.password);
-                row.id(account.password_set);
-                row.number(account.created_unix_ms);
-                row.number(active.0);
-                end_row(row)
-            }),
+            Table::Users => {
+                self.directory.accounts.show_next(rows_max, |id, AccountRow { account, active, .. }| {
+                    row.plain(id);
+                    row.text(&account.name);
+                    row.text(&account.password);
+                    row.id(account.password_set);
+                    row.number(account.created_unix_ms);
+                    row.number(active.0);
+                    end_row(row)
+                })
+            }
             Table::Sessions => self.sessions.sessions.show_next(rows_max, |client, session| {
                 row.plain(client);
                 row.plain(session.account);

@@ -467,7 +467,8 @@ impl ClientCommand {
         let [request, acknowledged, account, subject, text, extra] = std::array::from_fn(|at| first + at);
         let request_id: RequestId = fields.value(request, "a request id")?;
         let checked = || fields.value(subject, "the id of the request that set the password");
-        let token = || parse_hash(fields.raw(extra)).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
+        let token =
+            || parse_hash(fields.raw(extra)).ok_or_else(|| fields.error(extra, "64 hexadecimal digits"));
         let messages = || {
             parse_joined(fields.raw(text), |id| id.parse().ok().map(MessageId))
                 .ok_or_else(|| fields.error(text, "message ids"))
@@ -485,7 +486,9 @@ impl ClientCommand {
                 _ => return Err(fields.error(subject, "here or everywhere")),
             },
             "delete_account" => Command::DeleteAccount { checked: checked()? },
-            "change_password" => Command::ChangePassword { checked: checked()?, password: fields.text(text)? },
+            "change_password" => {
+                Command::ChangePassword { checked: checked()?, password: fields.text(text)? }
+            }
             "send" => Command::Send {
                 to: AccountId(fields.value(subject, "an account id")?),
                 text: fields.text(text)?,

@@ -129,7 +129,14 @@ impl State {
             let theirs = self.account(other).expect("every name has an account");
             if (theirs.created_unix_ms, other) <= (stamp.unix_ms, id) {
                 own_name = self.directory.free_name(name);
-                self.note_conflict(stamp, ConflictReason::Renamed, entered, id, Some(other), own_name.clone());
+                self.note_conflict(
+                    stamp,
+                    ConflictReason::Renamed,
+                    entered,
+                    id,
+                    Some(other),
+                    own_name.clone(),
+                );
             } else {
                 let free = self.directory.free_name(&theirs.name);
                 self.directory.rename(other, &free);

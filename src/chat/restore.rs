@@ -62,7 +62,12 @@ impl Restore {
         let directory = &mut self.state.directory;
         ensure(directory.accounts.last_key() < Some(id), fields, 0, "an id above that of the row before")?;
         let name = fields.text(1)?;
-        ensure(super::validate::valid_given_name(&name), fields, 1, "a name of 1 to 32 of A-Z a-z 0-9 _ . -, or one with ~NUMBER")?;
+        ensure(
+            super::validate::valid_given_name(&name),
+            fields,
+            1,
+            "a name of 1 to 32 of A-Z a-z 0-9 _ . -, or one with ~NUMBER",
+        )?;
         ensure(directory.named(&name).is_none(), fields, 1, "a name that no other account has")?;
         let account = Account {
             name,
@@ -165,7 +170,8 @@ impl Restore {
         ensure((1..=index.0).contains(&order), fields, 0, "an order up to the checkpoint's index")?;
         let reason = ConflictReason::from_keyword(fields.raw(1))
             .ok_or_else(|| fields.error(1, "the reason of a conflict"))?;
-        let command = Command::kind_from(fields.raw(2)).ok_or_else(|| fields.error(2, "a command's keyword"))?;
+        let command =
+            Command::kind_from(fields.raw(2)).ok_or_else(|| fields.error(2, "a command's keyword"))?;
         let other = (!fields.raw(6).is_empty()).then(|| fields.value(6, "an account id")).transpose()?;
         let conflict = Conflict {
             reason,

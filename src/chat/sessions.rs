@@ -94,7 +94,10 @@ impl Sessions {
         }
         let acknowledged = if request.number.is_chosen_by_client() { request.number.0 - 1 } else { 0 };
         let acknowledged = RequestNumber(acknowledged);
-        self.add(request.client, Session { account, token, acknowledged, last_used_unix_ms: unix_ms, active: LogIndex(0) });
+        self.add(
+            request.client,
+            Session { account, token, acknowledged, last_used_unix_ms: unix_ms, active: LogIndex(0) },
+        );
     }
 
     /// Whether the client's session knows of a later request than this one.

@@ -324,9 +324,10 @@ fn refusal_error(refusal: Refusal) -> ErrorResponse {
         Refusal::MailboxFull => (ErrorCode::MailboxFull, "the recipient's mailbox is full"),
         Refusal::SessionExpired => (ErrorCode::SessionExpired, "the session has ended; log in"),
         Refusal::PasswordChanged => (ErrorCode::WrongPassword, "the password was changed meanwhile"),
-        Refusal::Conflict => {
-            (ErrorCode::Conflict, "it does not fit what was done on the other side of a split: see the conflicts")
-        }
+        Refusal::Conflict => (
+            ErrorCode::Conflict,
+            "it does not fit what was done on the other side of a split: see the conflicts",
+        ),
     };
     ErrorResponse { code, maybe_executed: false, text: text.to_owned(), primary: String::new() }
 }

@@ -56,6 +56,8 @@ fn a_checkpoint_is_readable_csv() {
             "0000000000000002,3,acknowledged,,1"
         ]
     );
+    assert_eq!(rows[5], ["ids,0,0000000000000001,1,2", "ids,0,0000000000000002,1,3"]);
+    assert!(rows[6].is_empty());
 }
 
 #[test]
@@ -122,11 +124,14 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
     const A: &str = "0000000000000001-1";
     const B: &str = "0000000000000002-1";
     let token = "00".repeat(32);
-    let user = |id: &str, name: &str| (Table::Users, format!("{id},{name},p,{id},0,0"));
+    let user = |id: &str, name: &str| (Table::Users, format!("{id},{name},p,{A},0,0"));
     let message = |table, id: &str, order: u64, from: &str, to: &str| {
         (table, format!("{id},{order},{from},{to},0,,text"))
     };
-    let session = |client: &str, account: &str| (Table::Sessions, format!("{client},{account},{token},4,0,0"));
+    let session =
+        |client: &str, account: &str| (Table::Sessions, format!("{client},{account},{token},4,0,0"));
+    let applied = |row: &str| (Table::Applied, row.to_owned());
+    let conflict = |row: &str| (Table::Conflicts, row.to_owned());
     let (alice, one) = (user(A, "alice"), session("0000000000000001", A));
     let queued = |id: &str, order, to: &str| message(Table::Queued, id, order, A, to);
     let cases = [
@@ -159,9 +164,27 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
             "found \"4\" in field 2, expected a 32-bit request number above",
         ),
         (
-            vec![alice, one, (Table::Replies, "0000000000000001,5,shrugged,,".into())],
+            vec![alice.clone(), one, (Table::Replies, "0000000000000001,5,shrugged,,".into())],
             "found \"shrugged\" in field 3, expected the keyword of a reply",
         ),
+        (vec![user(A, "alice~1")], "found \"alice~1\" in field 2, expected a name of 1 to 32"),
+        (vec![(Table::Users, format!("{A},alice,p,0,0,0"))], "expected the id of the request that set the"),
+        (vec![alice, (Table::Queued, format!("{A},2,{A},{A},0,yes,text"))], "expected late or nothing"),
+        (vec![applied("since,1,,,")], "found \"since\" in field 1, expected from, absent or ids"),
+        (vec![applied("from,11,,,")], "found \"11\" in field 2, expected an index up to the checkpoint's"),
+        (
+            vec![applied("absent,3,2,,"), applied("absent,3,2,,")],
+            "expected a server above that of the row before",
+        ),
+        (vec![applied("ids,0,0000000000000001,3,2")], "expected a last number that is not below the first"),
+        (vec![applied("ids,1,0000000000000001,2,2")], "expected a generation from that of the row before to"),
+        (
+            vec![applied("ids,0,0000000000000001,2,4"), applied("ids,0,0000000000000001,4,5")],
+            "expected an id above those of the row before",
+        ),
+        (vec![conflict(&format!("11,renamed,send,{A},0,{A},,"))], "expected an order up to the checkpoint's"),
+        (vec![conflict(&format!("1,odd,send,{A},0,{A},,"))], "found \"odd\" in field 2, expected the reason"),
+        (vec![conflict(&format!("1,renamed,shout,{A},0,{A},,"))], "expected a command's keyword"),
     ];
     for (rows, expected) in cases {
         let mut restore = Restore::new(LogIndex(10), [0; 32]);

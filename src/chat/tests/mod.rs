@@ -3,6 +3,7 @@
 mod checkpoints;
 mod pages;
 mod random;
+mod rebase;
 mod rules;
 
 use super::command::{ClientCommand, Command, Operation, Outcome, Refusal, Reply};

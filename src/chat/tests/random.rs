@@ -44,6 +44,11 @@ enum Step {
         back_ms: u64,
     },
     View,
+    /// The same from another log that has parted from this one.
+    Late {
+        step: Box<Step>,
+        back: u64,
+    },
 }
 
 fn any_step() -> impl Strategy<Value = (u64, Step)> {
@@ -63,7 +68,8 @@ fn any_step() -> impl Strategy<Value = (u64, Step)> {
         1 => (0..200u64).prop_map(|back_ms| Step::Expire { back_ms }),
         1 => Just(Step::View),
     ];
-    (1..6u64, step)
+    let late = (step.clone(), 0..60u64).prop_map(|(step, back)| Step::Late { step: Box::new(step), back });
+    (1..6u64, prop_oneof![5 => step, 1 => late])
 }
 
 fn steps(count: usize) -> impl Strategy<Value = Vec<(u64, Step)>> {
@@ -120,6 +126,12 @@ impl Script {
             Step::Expire { back_ms } => {
                 return Operation::Expire { before_unix_ms: chat.unix_ms - back_ms };
             }
+            Step::Late { step, back } => {
+                self.numbers[at] -= 1;
+                let operation = self.operation(chat, client, step);
+                let fork = LogIndex(chat.state.index().0.saturating_sub(*back));
+                return operation.clone().proposed_again(fork).unwrap_or(operation);
+            }
             Step::View => return Operation::View { primary: ServerId(1), members: vec![], absent: vec![] },
         };
         let acknowledged = RequestNumber(request.number.0.saturating_sub(4));
@@ -140,6 +152,21 @@ impl Script {
 }
 
 proptest! {
+    #[test]
+    fn what_the_other_side_did_is_done_once_or_in_conflict_and_repeats_change_nothing(
+        before in steps(40),
+        apart in prop::collection::vec((any_side(), any_step()), 0..60),
+        parts in prop::collection::vec(0..60usize, 0..4),
+        between in steps(4),
+    ) {
+        let [with, without] = [true, false].map(|repeat| {
+            let mut split = split(&before, &apart);
+            split.rebase(&parts, &between, repeat);
+            checkpoint(&mut split.here.state, 100)
+        });
+        prop_assert_eq!(with, without);
+    }
+
     #[test]
     fn whatever_happens_nothing_contradicts_itself(steps in steps(150)) {
         // Every applied entry is followed by a check.
@@ -236,13 +263,11 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         prop_oneof![
             (any_text(), any_text(), any::<[u8; 32]>())
                 .prop_map(|(name, password, token)| Command::Register { name, password, token }),
-            (any_request(), any::<[u8; 32]>())
-                .prop_map(|(checked, token)| Command::Login { checked, token }),
+            (any_request(), any::<[u8; 32]>()).prop_map(|(checked, token)| Command::Login { checked, token }),
             any::<bool>().prop_map(|everywhere| Command::Logout { everywhere }),
             any_request().prop_map(|checked| Command::DeleteAccount { checked }),
-            (any_request(), any_text()).prop_map(|(checked, password)| {
-                Command::ChangePassword { checked, password }
-            }),
+            (any_request(), any_text())
+                .prop_map(|(checked, password)| { Command::ChangePassword { checked, password } }),
             (any_request(), any_text()).prop_map(|(to, text)| Command::Send { to: AccountId(to), text }),
             messages().prop_map(|messages| Command::Acknowledge { messages }),
             messages().prop_map(|messages| Command::Delete { messages }),
@@ -272,4 +297,117 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Closed),
         1 => any::<u64>().prop_map(|before_unix_ms| Operation::Expire { before_unix_ms }),
     ]
+}
+
+/// Which side of a split a step is taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Here,
+    There,
+    /// The client has tried both.
+    Both,
+}
+
+/// Both sides of a split.
+struct Split {
+    here: Chat,
+    there: Chat,
+    fork: LogIndex,
+    script: Script,
+    /// What the other side has done, with its times.
+    diverged: Vec<(u64, Operation)>,
+}
+
+impl Split {
+    fn take_step(&mut self, side: Side, client: u64, step: &Step) {
+        let on = if side == Side::Here { &self.here } else { &self.there };
+        let operation = self.script.operation(on, client, step);
+        if side != Side::Here {
+            self.there.apply(&operation);
+            self.diverged.push((self.there.unix_ms, operation.clone()));
+        }
+        if side != Side::There {
+            self.here.apply(&operation);
+        }
+    }
+
+    /// Proposes everything from the other side again, each time from the beginning, in as many parts as there are
+    /// counts; after each part the next step is taken here. Repeats that are known leave a mark of the same place.
+    fn rebase(&mut self, parts: &[usize], between: &[(u64, Step)], repeat: bool) {
+        let mut between = between.iter();
+        let all = self.diverged.len();
+        let mut done = 0;
+        for through in parts.iter().map(|part| *part % (all + 1)).chain([all]) {
+            for at in 0..through {
+                let (unix_ms, operation) = self.diverged[at].clone();
+                let Some(again) = operation.proposed_again(self.fork) else { continue };
+                let operation = if at >= done || repeat { again } else { Operation::Closed };
+                let index = self.here.state.index().next();
+                let known = is_known(&self.here.state, &operation);
+                self.here.state.apply(index, unix_ms, 7, &operation);
+                self.here.state.check_invariants().unwrap();
+                if at >= done && !known {
+                    assert_eq!(self.unaccounted(&operation), None, "{operation:?}");
+                }
+            }
+            done = done.max(through);
+            if let Some((client, step)) = between.next() {
+                self.take_step(Side::Here, *client, step);
+            }
+        }
+    }
+
+    /// What is missing of a command of the other side that was proposed again a moment ago.
+    fn unaccounted(&self, operation: &Operation) -> Option<String> {
+        let Operation::Rebased { command, .. } = operation else { return None };
+        let state = &self.here.state;
+        let ClientCommand { request, account, command, .. } = command;
+        let index = state.index().0;
+        if state.conflicts.rows.row(index).is_some_and(|c| c.request == *request) {
+            return None;
+        }
+        let exists = state.account(*account).is_some();
+        let own = |id: &MessageId| {
+            let order = state.mailboxes.order(*id)?;
+            let (message, delivered) = state.mailboxes.message(order).unwrap();
+            let named = [message.from, message.to].map(|handle| state.directory.id(handle) == *account);
+            Some((named, delivered))
+        };
+        let holds = match command {
+            Command::Register { .. } => exists,
+            Command::Login { .. } => state.session(request.client).is_some_and(|s| s.account == *account),
+            Command::Logout { everywhere } => {
+                !everywhere || state.sessions.clients(*account).next().is_none()
+            }
+            Command::DeleteAccount { .. } => !exists,
+            Command::ChangePassword { .. } => state.account(*account).unwrap().password_set == *request,
+            Command::Send { .. } => state.mailboxes.order(MessageId(*request)) == Some(index),
+            Command::Acknowledge { messages } => {
+                messages.iter().filter_map(own).all(|([_, to], delivered)| !exists || !to || delivered)
+            }
+            Command::Delete { messages } => {
+                messages.iter().filter_map(own).all(|(named, _)| named == [false; 2])
+            }
+        };
+        (!holds).then(|| format!("neither done nor in conflict: {command:?}"))
+    }
+}
+
+fn is_known(state: &State, operation: &Operation) -> bool {
+    matches!(operation, Operation::Rebased { command, .. } if state.applied.has(command.request))
+}
+
+fn split(before: &[(u64, Step)], apart: &[(Side, (u64, Step))]) -> Split {
+    let (mut here, mut script) = (Chat::new(), Script::default());
+    script.play(&mut here, before);
+    let (there, fork) = (here.clone(), here.state.index());
+    let mut split = Split { here, there, fork, script, diverged: Vec::new() };
+    for (side, (client, step)) in apart {
+        split.take_step(*side, *client, step);
+    }
+    split
+}
+
+fn any_side() -> impl Strategy<Value = Side> {
+    prop_oneof![3 => Just(Side::Here), 3 => Just(Side::There), 1 => Just(Side::Both)]
 }
