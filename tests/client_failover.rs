@@ -5,11 +5,15 @@
 
 mod fake_server;
 
-use fake_server::{Act, Asked, FakeServer, dead_address, done, error, friendly, id, message, status};
-use lastword::chat::command::{MessagePage, Reply};
+use fake_server::{
+    Act, Asked, FakeServer, conflict, conflicts_after, dead_address, done, error, friendly, id, message,
+    status,
+};
+use lastword::chat::command::{ConflictPage, MessagePage, MessageView, Reply};
 use lastword::client::session_store::SessionStore;
 use lastword::client::{Client, ClientError, Password, Settings};
 use lastword::message::{ErrorCode, ErrorResponse, Push, Request, Response};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn client_of(servers: &[&FakeServer], timeout: Duration) -> Client {
@@ -287,6 +291,113 @@ async fn a_listener_gets_each_message_once_over_a_cut_connection() {
     client.acknowledge(&got).await.unwrap();
     got.push(client.next_message().await.unwrap().id);
     assert_eq!(got, [1, 2, 3, 4].map(|number| id(0xb0b, number)));
+}
+
+#[tokio::test]
+async fn a_message_that_another_log_has_elsewhere_comes_once() {
+    let (mut subscriptions, mut acknowledged) = (0, false);
+    let server = FakeServer::start(move |asked| match asked.request {
+        Request::Subscribe => {
+            subscriptions += 1;
+            let elsewhere = MessageView { late: true, cursor: 12, ..message(2, "again") };
+            let mut acts = vec![Act::Answer(Response::Subscribed)];
+            if subscriptions == 2 {
+                // What was acknowledged on one side of a split waits again on the other until that is made up for.
+                acts.extend([elsewhere, message(13, "new")].map(|view| Act::Push(Push::Message(view))));
+            }
+            acts
+        }
+        Request::Acknowledge { .. } if !std::mem::replace(&mut acknowledged, true) => {
+            vec![Act::Answer(friendly(asked)), Act::Close]
+        }
+        Request::Read { after: 0, .. } if subscriptions == 2 => {
+            let elsewhere = MessageView { late: true, cursor: 11, ..message(1, "again") };
+            let page = MessagePage { messages: vec![message(10, "other"), elsewhere], more: false };
+            vec![Act::Answer(Response::Messages(page))]
+        }
+        _ => answer(asked),
+    });
+    let mut client = client_of(&[&server], LONG);
+    let mut got = Vec::new();
+    for _ in 0..2 {
+        got.push(client.next_message().await.unwrap());
+    }
+    client.acknowledge(&got.iter().map(|view| view.id).collect::<Vec<_>>()).await.unwrap();
+    for _ in 0..2 {
+        got.push(client.next_message().await.unwrap());
+    }
+    let mut got: Vec<_> = got.iter().map(|view| view.id).collect();
+    got.sort();
+    assert_eq!(got, [1, 2, 10, 13].map(|number| id(0xb0b, number)));
+}
+
+#[tokio::test]
+async fn a_late_message_says_so() {
+    let server = FakeServer::start(|asked| match asked.request {
+        Request::Read { .. } => {
+            let messages = vec![message(1, "in order"), MessageView { late: true, ..message(2, "late") }];
+            vec![Act::Answer(Response::Messages(MessagePage { messages, more: false }))]
+        }
+        _ => answer(asked),
+    });
+    let page = client_of(&[&server], LONG).read(0, 0).await.unwrap();
+    assert_eq!(page.messages.iter().map(|message| message.late).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test]
+async fn each_conflict_is_new_until_it_is_told_and_all_are_when_another_log_has_won() {
+    let all = Arc::new(Mutex::new(vec![conflict(5, "one"), conflict(7, "two"), conflict(9, "three")]));
+    let of_the_server = Arc::clone(&all);
+    let server = FakeServer::start(move |asked| match asked.request {
+        Request::Conflicts { after, limit } => {
+            vec![Act::Answer(conflicts_after(&of_the_server.lock().unwrap(), after, limit))]
+        }
+        _ => answer(asked),
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let client = || {
+        let settings = Settings {
+            servers: vec![server.address.clone()],
+            user: Some("alice".into()),
+            password: Some(Password::new("correct horse".into())),
+            timeout: Some(LONG),
+        };
+        Client::new(settings, SessionStore::open(directory.path()).unwrap()).unwrap()
+    };
+    let cursors = |page: &ConflictPage| page.conflicts.iter().map(|c| c.cursor).collect::<Vec<_>>();
+
+    let mut first = client();
+    let page = first.new_conflicts(2).await.unwrap();
+    assert_eq!((cursors(&page), page.more), (vec![5, 7], true));
+    first.note_told(&page.conflicts[1]).unwrap();
+    let page = client().new_conflicts(2).await.unwrap();
+    assert_eq!((cursors(&page), page.more), (vec![9], false));
+    client().note_told(&page.conflicts[0]).unwrap();
+    let mut second = client();
+    second.ensure_session().await.unwrap();
+    assert_eq!(cursors(&second.new_conflicts(0).await.unwrap()), [9], "a client that knows no account yet");
+    second.note_told(&page.conflicts[0]).unwrap();
+    assert_eq!(cursors(&client().new_conflicts(0).await.unwrap()), Vec::<u64>::new());
+
+    // The log that gave out these cursors has lost: the same conflicts stand elsewhere now.
+    *all.lock().unwrap() = vec![conflict(4, "three"), conflict(8, "one"), conflict(10, "new")];
+    assert_eq!(cursors(&client().new_conflicts(0).await.unwrap()), [4, 8, 10]);
+}
+
+#[tokio::test]
+async fn an_account_that_was_renamed_is_known_by_its_new_name() {
+    let server = FakeServer::start(|asked| match (&asked.request, friendly(asked)) {
+        (Request::Resume { .. }, Response::Resumed { account, waiting, view, .. }) => {
+            vec![Act::Answer(Response::Resumed { account, name: "alice~2".into(), waiting, view })]
+        }
+        (Request::Send { .. }, _) if asked.connection == 0 => vec![Act::Close],
+        (_, friendly) => vec![Act::Answer(friendly)],
+    });
+    let mut client = client_of(&[&server], LONG);
+    client.ensure_session().await.unwrap();
+    assert_eq!(client.name(), Some("alice"));
+    client.send("bob", "hi").await.unwrap();
+    assert_eq!(client.name(), Some("alice~2"));
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 use super::connection::{Connection, OpenError, PUSHES_MAX};
 use super::error::ClientError;
 use super::policy::{Failure, Policy};
-use super::session_store::{Lease, SessionStore, StoreError, StoredSession};
-use crate::chat::command::{AccountPage, ConflictPage, MessagePage, MessageView, Reply};
+use super::session_store::{Lease, SessionStore, StoreError, StoredSession, Told};
+use crate::chat::command::{AccountPage, ConflictPage, ConflictView, MessagePage, MessageView, Reply};
 use crate::message::{ErrorCode, ErrorResponse, Push, Request, Response, Status};
 use crate::time;
-use crate::types::{ClientId, MessageId, ViewNumber};
+use crate::types::{AccountId, ClientId, MessageId, ViewNumber};
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
@@ -120,6 +120,8 @@ pub struct Client {
     password: Option<Password>,
     timeout: Option<Duration>,
     session: Option<StoredSession>,
+    /// The account of the session, once a server has said it.
+    account: Option<Account>,
     link: Option<Link>,
     pushes: (mpsc::Sender<Push>, mpsc::Receiver<Push>),
     notices: Option<mpsc::Sender<Notice>>,
@@ -135,6 +137,13 @@ pub struct Client {
     /// Waiting messages after this cursor have not been read yet.
     unread_after: Option<u64>,
     delivered: RecentIds,
+}
+
+/// The account that a client acts for.
+struct Account {
+    id: AccountId,
+    /// After a split it may have another name than the one that was logged in with.
+    name: String,
 }
 
 /// A connection, and what the server at its other end has been told.
@@ -223,6 +232,7 @@ impl Client {
             password: settings.password,
             timeout: settings.timeout,
             session,
+            account: None,
             link: None,
             pushes: mpsc::channel(PUSHES_MAX),
             notices: None,
@@ -250,7 +260,8 @@ impl Client {
     /// Who is logged in, as far as the client knows.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.session.as_ref().map(|session| session.name.as_str())
+        let session = self.session.as_ref()?;
+        Some(self.account.as_ref().map_or(session.name.as_str(), |account| account.name.as_str()))
     }
 
     /// Who acts, logged in or not.
@@ -439,6 +450,34 @@ impl Client {
         }
     }
 
+    /// The first page of those conflicts that the user has not been told of on this machine; say with
+    /// [`Client::note_told`] up to where they are.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn new_conflicts(&mut self, limit: u16) -> Result<ConflictPage, ClientError> {
+        self.ensure_session().await?;
+        let user = self.session.as_ref().map(|session| session.name.clone()).unwrap_or_default();
+        let Some(told) = self.store.told(&user)? else { return self.conflicts(0, limit).await };
+        let page = self.conflicts(told.cursor.saturating_sub(1), 1).await?;
+        let known = |found: &ConflictView| (found.cursor, found.request) == (told.cursor, told.request);
+        let is_same = self.account.as_ref().is_some_and(|account| account.id == told.account)
+            && page.conflicts.first().is_some_and(known);
+        self.conflicts(if is_same { told.cursor } else { 0 }, limit).await
+    }
+
+    /// Remembers on this machine that the user has been told of the conflicts up to this one.
+    ///
+    /// # Errors
+    /// [`ClientError::Store`].
+    pub fn note_told(&mut self, last: &ConflictView) -> Result<(), ClientError> {
+        if let (Some(session), Some(account)) = (&self.session, &self.account) {
+            let told = Told { account: account.id, cursor: last.cursor, request: last.request };
+            self.store.note_told(&session.name, told)?;
+        }
+        Ok(())
+    }
+
     /// The next message for the account: first those that wait, then new ones as they come. Each comes once, also
     /// over a failover (R9), and should be acknowledged when it was shown. Reconnects by itself. Dropping the
     /// future loses nothing.
@@ -531,9 +570,9 @@ impl Client {
         call.needs_session = false;
         call.changes = true;
         let response = self.carry_out(&mut call).await?;
-        let waiting = match response {
-            Response::Done { reply: Reply::Registered { .. }, .. } => 0,
-            Response::Done { reply: Reply::LoggedIn { waiting, .. }, .. } => waiting,
+        let (account, waiting) = match response {
+            Response::Done { reply: Reply::Registered { account }, .. } => (account, 0),
+            Response::Done { reply: Reply::LoggedIn { account, waiting }, .. } => (account, waiting),
             other => return Err(self.unexpected(kind(&other), "logged in")),
         };
         let session = StoredSession { name: name.clone(), client, token, primary: self.target().to_owned() };
@@ -542,6 +581,7 @@ impl Client {
             link.bound_to = Some(client);
         }
         self.session = Some(session);
+        self.account = Some(Account { id: account, name: name.clone() });
         self.user = Some(name.clone());
         self.acknowledged = 1;
         Ok(LoggedIn { name, waiting })
@@ -549,6 +589,7 @@ impl Client {
 
     fn end_session(&mut self) -> Result<(), ClientError> {
         self.link = None;
+        self.account = None;
         if let Some(session) = self.session.take() {
             self.store.forget(&session)?;
         }
@@ -574,6 +615,7 @@ impl Client {
         let lease = match self.store.lease(&session) {
             Err(StoreError::Replaced { user }) => {
                 self.link = None;
+                self.account = None;
                 self.session = None;
                 return Err(ClientError::NotLoggedIn(format!(
                     "{user} has logged in or out elsewhere meanwhile"
@@ -775,7 +817,8 @@ impl Client {
         let number = self.read_number();
         let reply = connection.send(number, &request).await.map_err(|_| Failed::closed(&server))?;
         match self.await_reply(reply, &server).await? {
-            Response::Resumed { view, .. } => {
+            Response::Resumed { account: id, name, view, .. } => {
+                self.account = Some(Account { id, name });
                 self.view = self.view.max(view);
                 self.link.as_mut().expect("still the same").bound_to = Some(client);
                 Ok(())

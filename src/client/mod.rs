@@ -27,9 +27,27 @@ use crate::config::NAME_BYTES_MAX;
 /// # Errors
 /// What was found and what is expected.
 pub fn looks_like_a_name(name: &str) -> Result<(), String> {
+    // Of two accounts with the same name the later has a number behind it since the split healed (R6).
+    let (typed, number) = name.rsplit_once('~').unwrap_or((name, "2"));
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+    let digits = (1..=20).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+    if (1..=NAME_BYTES_MAX).contains(&typed.len()) && typed.bytes().all(allowed) && digits {
         return Ok(());
     }
     Err(format!("found {name:?}, expected a name: 1 to {NAME_BYTES_MAX} of A-Z a-z 0-9 _ . -"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like_a_name;
+
+    #[test]
+    fn a_name_may_have_a_number_that_a_split_has_given_it() {
+        for good in ["a", "Alice.B-c_9", "alice~2", "alice~10"] {
+            looks_like_a_name(good).unwrap();
+        }
+        for bad in ["", "~2", "alice~", "alice~x", "a/b", "../x", "a~2~3", "alice~123456789012345678901"] {
+            assert!(looks_like_a_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -15,8 +15,10 @@
 //!
 //! Files are written aside and renamed; the lock is a file of its own, since a renamed file takes its lock with it.
 //! The session belongs to one cluster; for a second one use another directory (`LASTWORD_STATE`).
+//!
+//! Beside it, and longer than it, a file remembers up to which conflict the user has been told (R6).
 
-use crate::types::ClientId;
+use crate::types::{AccountId, ClientId, RequestId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -90,6 +92,19 @@ pub struct Lease {
     pub until_unix_ms: u64,
 }
 
+/// The last conflict that a user has been told of.
+///
+/// Its cursor alone won't do: when another log has won since, cursors above it may have been given anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The user's account: the name may have changed hands.
+    pub account: AccountId,
+    /// Where the conflict stands in the order of all.
+    pub cursor: u64,
+    /// The request that could not be applied.
+    pub request: RequestId,
+}
+
 /// The content of a session file.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +124,13 @@ pub struct SessionStore {
 
 enum Place {
     Directory(PathBuf),
-    Memory(Mutex<Option<Content>>),
+    Memory(Mutex<Remembered>),
+}
+
+#[derive(Default)]
+struct Remembered {
+    session: Option<Content>,
+    told: Option<Told>,
 }
 
 impl SessionStore {
@@ -127,7 +148,7 @@ impl SessionStore {
     /// Keeps one session for as long as the process runs.
     #[must_use]
     pub fn in_memory() -> Self {
-        Self { place: Place::Memory(Mutex::new(None)) }
+        Self { place: Place::Memory(Mutex::default()) }
     }
 
     /// The session of a user, by any spelling of the name; of whoever logged in last if none is named.
@@ -150,7 +171,7 @@ impl SessionStore {
     /// [`StoreError::Io`] if that can't be read.
     pub fn last_user(&self) -> Result<Option<String>, StoreError> {
         match &self.place {
-            Place::Memory(content) => Ok(lock(content).as_ref().map(|c| c.name.clone())),
+            Place::Memory(memory) => Ok(lock(memory).session.as_ref().map(|c| c.name.clone())),
             Place::Directory(directory) => {
                 let path = directory.join("last_user");
                 match fs::read_to_string(&path) {
@@ -193,7 +214,7 @@ impl SessionStore {
             return Ok(());
         }
         match &self.place {
-            Place::Memory(content) => *lock(content) = None,
+            Place::Memory(memory) => lock(memory).session = None,
             Place::Directory(directory) => {
                 let path = session_path(directory, &session.name);
                 fs::remove_file(&path).map_err(|error| io_error(&path, error))?;
@@ -248,6 +269,42 @@ impl SessionStore {
         })
     }
 
+    /// The last conflict that a user has been told of. A file that can't be understood counts as none: to be told twice
+    /// does no harm.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if a file is there but can't be read.
+    pub fn told(&self, user: &str) -> Result<Option<Told>, StoreError> {
+        let directory = match &self.place {
+            Place::Memory(memory) => return Ok(lock(memory).told),
+            Place::Directory(directory) => directory,
+        };
+        let path = told_path(directory, user);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(parse_told(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error(&path, error)),
+        }
+    }
+
+    /// Remembers that a user has been told of the conflicts up to this one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the file can't be written.
+    pub fn note_told(&self, user: &str, told: Told) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Memory(memory) => {
+                lock(memory).told = Some(told);
+                Ok(())
+            }
+            Place::Directory(directory) => {
+                let _guard = self.exclusive(user)?;
+                let line = format!("{} {} {}\n", told.account, told.cursor, told.request);
+                write_file(&told_path(directory, user), line.as_bytes())
+            }
+        }
+    }
+
     fn update<T>(
         &self,
         session: &StoredSession,
@@ -276,8 +333,8 @@ impl SessionStore {
 
     fn read(&self, user: &str) -> Result<Option<Content>, StoreError> {
         let directory = match &self.place {
-            Place::Memory(content) => {
-                let content = lock(content).clone();
+            Place::Memory(memory) => {
+                let content = lock(memory).session.clone();
                 return Ok(content.filter(|c| c.name.eq_ignore_ascii_case(user)));
             }
             Place::Directory(directory) => directory,
@@ -300,8 +357,8 @@ impl SessionStore {
 
     fn write(&self, user: &str, content: &Content) -> Result<(), StoreError> {
         match &self.place {
-            Place::Memory(place) => {
-                *lock(place) = Some(content.clone());
+            Place::Memory(memory) => {
+                lock(memory).session = Some(content.clone());
                 Ok(())
             }
             Place::Directory(directory) => {
@@ -354,6 +411,16 @@ fn session_path(directory: &Path, user: &str) -> PathBuf {
     directory.join(format!("{}.session", user.to_ascii_lowercase()))
 }
 
+fn told_path(directory: &Path, user: &str) -> PathBuf {
+    session_path(directory, user).with_extension("told")
+}
+
+fn parse_told(bytes: &[u8]) -> Option<Told> {
+    let mut words = std::str::from_utf8(bytes).ok()?.split_ascii_whitespace();
+    let account = AccountId(words.next()?.parse().ok()?);
+    Some(Told { account, cursor: words.next()?.parse().ok()?, request: words.next()?.parse().ok()? })
+}
+
 fn parse_token(text: &str) -> Option<[u8; 32]> {
     if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
@@ -365,8 +432,8 @@ fn parse_token(text: &str) -> Option<[u8; 32]> {
     Some(token)
 }
 
-fn lock(content: &Mutex<Option<Content>>) -> std::sync::MutexGuard<'_, Option<Content>> {
-    content.lock().expect("nothing that holds the lock panics")
+fn lock(memory: &Mutex<Remembered>) -> std::sync::MutexGuard<'_, Remembered> {
+    memory.lock().expect("nothing that holds the lock panics")
 }
 
 fn io_error(path: &Path, error: io::Error) -> StoreError {
@@ -384,6 +451,7 @@ fn unix_ms_now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::RequestNumber;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn alice() -> StoredSession {
@@ -472,6 +540,23 @@ mod tests {
         assert!(matches!(store.lease(&alice()), Err(StoreError::Replaced { .. })));
         store.forget(&alice()).unwrap();
         assert!(store.load(None).unwrap().is_some(), "forgetting the old one leaves the new one");
+    }
+
+    #[test]
+    fn what_a_user_was_told_of_outlives_the_session() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SessionStore::open(directory.path()).unwrap();
+        store.remember(&alice(), 1).unwrap();
+        assert_eq!(store.told("alice").unwrap(), None);
+        let id = |number| RequestId { client: ClientId(7), number: RequestNumber(number) };
+        let told = Told { account: AccountId(id(1)), cursor: 42, request: id(9) };
+        store.note_told("Alice", told).unwrap();
+        store.forget(&alice()).unwrap();
+        let store = SessionStore::open(directory.path()).unwrap();
+        assert_eq!(store.told("aLICE").unwrap(), Some(told));
+        assert_eq!(store.told("bob").unwrap(), None);
+        fs::write(directory.path().join("alice.told"), b"nonsense").unwrap();
+        assert_eq!(store.told("alice").unwrap(), None, "it is told again");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 )]
 
 use bytes::BytesMut;
-use lastword::chat::command::{AccountPage, ConflictPage, MessagePage, MessageView, Reply};
+use lastword::chat::command::{AccountPage, ConflictPage, ConflictView, MessagePage, MessageView, Reply};
 use lastword::message::{ErrorCode, ErrorResponse, Push, Request, Response, Status};
 use lastword::types::{AccountId, ClientId, MessageId, RequestId, RequestNumber, ServerId, ViewNumber};
 use lastword::wire::client::{decode_request, encode_push, encode_response};
@@ -154,6 +154,27 @@ pub fn message(number: u64, text: &str) -> MessageView {
         cursor: number,
         text: text.into(),
     }
+}
+
+/// A message of alice's that found no recipient when a split healed.
+pub fn conflict(cursor: u64, text: &str) -> ConflictView {
+    ConflictView {
+        cursor,
+        request: id(1, cursor).0,
+        unix_ms: 1_795_216_261_042,
+        reason: "no_such_recipient".into(),
+        command: "send".into(),
+        account: "alice".into(),
+        other: "[deleted]".into(),
+        text: text.into(),
+    }
+}
+
+/// A page of those of these conflicts that a request asks for.
+pub fn conflicts_after(all: &[ConflictView], after: u64, limit: u16) -> Response {
+    let later: Vec<_> = all.iter().filter(|conflict| conflict.cursor > after).cloned().collect();
+    let count = if limit == 0 { 50 } else { usize::from(limit) }.min(later.len());
+    Response::Conflicts(ConflictPage { more: later.len() > count, conflicts: later[..count].to_vec() })
 }
 
 /// A refusal.
