@@ -4,7 +4,10 @@
 
 mod fake_server;
 
-use fake_server::{Act, Asked, FakeServer, VIEW, dead_address, error, friendly, id, message};
+use fake_server::{
+    Act, Asked, FakeServer, VIEW, conflict, conflicts_after, dead_address, error, friendly, id, message,
+};
+use lastword::chat::command::{MessagePage, MessageView};
 use lastword::message::{ErrorCode, Push, Request, Response};
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -216,6 +219,104 @@ fn read_acknowledges_what_it_printed_and_a_peek_does_not() {
     home.ok(&["read"]);
     let both = Request::Acknowledge { messages: vec![id(0xb0b, 1), id(0xb0b, 2)] };
     assert_eq!(acknowledged().iter().map(|a| &a.request).collect::<Vec<_>>(), [&both]);
+}
+
+/// A server with two conflicts for alice.
+fn server_after_a_split() -> FakeServer {
+    FakeServer::start(|asked| match asked.request {
+        Request::Conflicts { after, limit } => {
+            let all = [conflict(5, "are you\u{1b}[31m there?"), conflict(7, "hello?")];
+            vec![Act::Answer(conflicts_after(&all, after, limit))]
+        }
+        Request::Subscribe => vec![Act::Answer(Response::Subscribed)],
+        _ => answer(asked),
+    })
+}
+
+#[test]
+fn a_login_tells_once_what_did_not_fit_together() {
+    let server = server_after_a_split();
+    let home = Home::at(&server.address);
+    let told = |arguments: &[&str]| text(&home.run(arguments).stderr);
+    let first = told(&["login", "alice"]);
+    assert!(first.contains("your message has no recipient") && first.contains("hello?"), "{first}");
+    assert!(first.contains("are you␛[31m there?"), "{first:?}");
+    for arguments in [&["login", "alice"][..], &["read"]] {
+        assert!(!told(arguments).contains("no recipient"), "{arguments:?} tells it again");
+    }
+    home.ok(&["logout"]);
+    assert!(!told(&["login", "alice"]).contains("no recipient"), "a logout forgets it");
+}
+
+#[test]
+fn whoever_stays_logged_in_hears_of_conflicts_by_reading_or_chatting() {
+    let server = server_after_a_split();
+    for (arguments, input) in [(&["read", "--peek"][..], ""), (&[], "/who\n")] {
+        let home = Home::at(&server.address);
+        home.ok(&["login", "alice", "--json"]);
+        let output = home.feed(arguments, input.as_bytes());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(text(&output.stderr).contains("your message has no recipient"), "{arguments:?}");
+        assert!(!text(&output.stdout).contains("no recipient"), "{arguments:?}: it is talk, not data");
+    }
+}
+
+#[test]
+fn conflicts_are_printed_as_often_as_asked_and_in_json_with_all_there_is_to_know() {
+    let server = server_after_a_split();
+    let home = Home::at(&server.address);
+    home.ok(&["login", "alice", "--json"]);
+    assert_eq!(home.ok(&["conflicts", "--new"]).lines().count(), 2, "programs are told nothing unasked");
+    assert_eq!(home.ok(&["conflicts", "--new"]), "");
+    let all = lines(&home.ok(&["conflicts", "--json"]));
+    assert_eq!(
+        all[0],
+        serde_json::json!({
+            "cursor": 5,
+            "request": "0000000000000001-5",
+            "time": "2026-11-20T23:11:01.042Z",
+            "reason": "no_such_recipient",
+            "command": "send",
+            "account": "alice",
+            "other": "[deleted]",
+            "text": "are you\u{1b}[31m there?",
+        })
+    );
+    assert_eq!(all.len(), 2);
+    let output = home.feed(&[], b"/conflicts\n");
+    assert_eq!(text(&output.stdout).lines().count(), 2, "{}", text(&output.stdout));
+}
+
+#[test]
+fn late_messages_are_marked_and_a_message_on_two_pages_is_printed_once() {
+    let server = FakeServer::start(|asked| match asked.request {
+        Request::Read { after, .. } => {
+            // Between the pages another server has taken over, whose log has the first message later.
+            let late = MessageView { late: true, cursor: 12, ..message(2, "late") };
+            let (messages, more) = match after {
+                0 => (vec![message(1, "one"), message(2, "two")], true),
+                _ => (vec![late, MessageView { late: true, ..message(13, "three") }], false),
+            };
+            vec![Act::Answer(Response::Messages(MessagePage { messages, more }))]
+        }
+        _ => answer(asked),
+    });
+    let home = Home::at(&server.address);
+    home.ok(&["login", "alice"]);
+    let shown = home.ok(&["read", "--peek"]);
+    let shown: Vec<_> = shown.lines().map(|line| line.split_once("bob -> ").unwrap().1).collect();
+    assert_eq!(shown, ["alice: one", "alice: two", "alice (late): three"]);
+    let read = lines(&home.ok(&["read", "--json"]));
+    assert_eq!(read.iter().map(|line| line["late"] == true).collect::<Vec<_>>(), [false, false, true]);
+    let acknowledged: Vec<_> = server
+        .asked()
+        .into_iter()
+        .filter_map(|asked| match asked.request {
+            Request::Acknowledge { messages } => Some(messages),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(acknowledged, [vec![id(0xb0b, 1), id(0xb0b, 2)], vec![id(0xb0b, 13)]]);
 }
 
 #[test]

@@ -104,6 +104,12 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=500))]
         limit: u16,
     },
+    /// Print what did not fit together when servers that had lost touch met again, and concerns the own account
+    Conflicts {
+        /// Only what was not printed or told on this machine before
+        #[arg(long)]
+        new: bool,
+    },
     /// Delete messages, for both sides
     Delete {
         /// As printed: CLIENT16HEX-NUMBER

@@ -1,6 +1,7 @@
 //! The commands for scripts and single uses: one function each.
 
 use crate::arguments::{Arguments, Command};
+use crate::conflicts;
 use crate::output::{
     Stop, harmless_line, message_json, message_line, rfc3339, say, status_json, status_table, talk,
 };
@@ -13,6 +14,7 @@ use lastword::types::MessageId;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde_json::json;
+use std::collections::HashSet;
 use std::io::Read as _;
 
 /// How many messages `listen` prints before it acknowledges them together.
@@ -28,7 +30,9 @@ pub(crate) async fn run(client: &mut Client, arguments: &Arguments, command: &Co
         }
         Command::Login { name } => {
             let password = password(arguments, "password", false)?;
-            on_login(&client.login(name, &password).await?, "logged in", json)
+            on_login(&client.login(name, &password).await?, "logged in", json)?;
+            tell_conflicts_unless(json, client).await;
+            Ok(())
         }
         Command::Logout { all } => {
             client.logout(*all).await?;
@@ -52,8 +56,13 @@ pub(crate) async fn run(client: &mut Client, arguments: &Arguments, command: &Co
             };
             send(client, to, &text, json).await
         }
-        Command::Read { count, peek } => read(client, *count, *peek, json).await,
+        Command::Read { count, peek } => {
+            read(client, *count, *peek, json).await?;
+            tell_conflicts_unless(json, client).await;
+            Ok(())
+        }
         Command::History { with, before, limit } => history(client, with, *before, *limit, json).await,
+        Command::Conflicts { new } => conflicts::print(client, *new, json, say).await,
         Command::Delete { ids } => delete(client, ids, json).await,
         Command::DeleteAccount => {
             client.ensure_session().await?;
@@ -74,6 +83,13 @@ fn password(arguments: &Arguments, what: &str, new: bool) -> Result<Password, St
 fn talk_unless(json: bool, line: &str) {
     if !json {
         talk(line);
+    }
+}
+
+/// A program asks by itself.
+async fn tell_conflicts_unless(json: bool, client: &mut Client) {
+    if !json {
+        conflicts::tell_new(client, talk).await;
     }
 }
 
@@ -150,11 +166,14 @@ fn print(message: &MessageView, json: bool) -> Result<(), Stop> {
 async fn read(client: &mut Client, count: Option<u64>, peek: bool, json: bool) -> Result<(), Stop> {
     let mut left = count.unwrap_or(u64::MAX);
     let mut after = 0;
+    // R9: the pages may come from servers whose logs were in different orders.
+    let mut seen = HashSet::new();
     while left > 0 {
         let limit = u16::try_from(left.min(u64::from(PAGE_LIMIT))).expect("a page is shorter");
         let page = client.read(after, limit).await?;
         let mut printed = Vec::with_capacity(page.messages.len());
-        let result: Result<(), Stop> = page.messages.iter().try_for_each(|message| {
+        let mut new = page.messages.iter().filter(|message| seen.insert(message.id));
+        let result: Result<(), Stop> = new.try_for_each(|message| {
             print(message, json)?;
             printed.push(message.id);
             Ok(())
@@ -221,6 +240,7 @@ async fn reader_gone() {
 async fn listen_on(client: &mut Client, json: bool) -> Result<(), Stop> {
     client.ensure_session().await?;
     client.read(0, 1).await?;
+    tell_conflicts_unless(json, client).await;
     client.set_timeout(None);
     loop {
         let mut printed = Vec::new();

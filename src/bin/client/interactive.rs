@@ -6,9 +6,10 @@
 
 use crate::arguments::Arguments;
 use crate::commands::{ask_all, warning};
+use crate::conflicts;
 use crate::input::{Input, Lines, Printer};
 use crate::output::{
-    Banner, Stop, harmless_line, harmless_text, message_json, message_line, status_table, talk,
+    Banner, Stop, harmless_line, harmless_text, late_mark, message_json, message_line, status_table, talk,
 };
 use crate::password::given_or_typed;
 use lastword::chat::command::MessageView;
@@ -36,13 +37,14 @@ TEXT                 send TEXT to the present correspondent
 /history [NAME] [N]  show the last N messages exchanged with NAME
 /list [GLOB]         list accounts; * and ? match
 /delete ID…          delete messages, for both sides
+/conflicts           print what did not fit together after the servers had lost touch
 /who                 say who you are, whom you talk to, and what is unread
 /status              say how the servers are
 /quit                end (also Ctrl-D); lines that wait are sent first";
 
 /// The words that begin a command, for Tab.
-pub(crate) const COMMANDS: [&str; 9] =
-    ["/delete", "/help", "/history", "/list", "/msg", "/quit", "/read", "/status", "/who"];
+pub(crate) const COMMANDS: [&str; 10] =
+    ["/conflicts", "/delete", "/help", "/history", "/list", "/msg", "/quit", "/read", "/status", "/who"];
 
 /// What a typed line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +56,7 @@ enum Action {
     History { name: Option<String>, limit: u16 },
     List(String),
     Delete(Vec<MessageId>),
+    Conflicts,
     Who,
     Status,
     Help,
@@ -100,6 +103,7 @@ fn parse(line: &str) -> Result<Action, String> {
                 _ => Err("expected ids of the form CLIENT16HEX-NUMBER; /history shows them".to_owned()),
             }
         }
+        "conflicts" => Ok(Action::Conflicts),
         "read" => Ok(Action::Read),
         "who" => Ok(Action::Who),
         "status" => Ok(Action::Status),
@@ -274,6 +278,9 @@ impl Worker<'_> {
     async fn work(mut self, mut actions: mpsc::Receiver<Action>) -> Result<(), Stop> {
         let mut first_failure = None;
         self.learn_names().await;
+        if !self.json {
+            conflicts::tell_new(self.client, |line| self.printer.talk(line)).await;
+        }
         loop {
             tokio::select! {
                 biased;
@@ -332,6 +339,10 @@ impl Worker<'_> {
                 let count = self.client.delete(&ids).await?.value;
                 self.printer.talk(&format!("* deleted {count} of {}", ids.len()));
                 Ok(())
+            }
+            Action::Conflicts => {
+                let printer = &self.printer;
+                conflicts::print(self.client, false, self.json, |line| printer.say(line)).await
             }
             Action::Who => {
                 self.who();
@@ -452,7 +463,8 @@ impl Worker<'_> {
             message_line(message)
         } else {
             let time = crate::output::rfc3339(message.unix_ms);
-            format!("{} {}: {}", &time[11..16], harmless_line(&message.from), harmless_text(&message.text))
+            let (from, text) = (harmless_line(&message.from), harmless_text(&message.text));
+            format!("{} {from}{}: {text}", &time[11..16], late_mark(message))
         }
     }
 }
@@ -490,6 +502,7 @@ mod tests {
         assert!(matches!(parse("/delete 0000000000000007-3"), Ok(Action::Delete(ids)) if ids.len() == 1));
         assert!(parse("/delete").is_err());
         assert!(parse("/delete x").is_err());
+        assert_eq!(parse("/conflicts"), Ok(Action::Conflicts));
         assert_eq!(parse("/quit"), Ok(Action::Quit));
     }
 

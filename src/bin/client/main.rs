@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod conflicts;
 mod input;
 mod interactive;
 mod output;

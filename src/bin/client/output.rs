@@ -80,6 +80,7 @@ pub(crate) fn message_json(message: &MessageView) -> Value {
         "time": rfc3339(message.unix_ms),
         "text": message.text,
         "delivered": message.delivered,
+        "late": message.late,
         "cursor": message.cursor,
     })
 }
@@ -88,14 +89,20 @@ pub(crate) fn message_json(message: &MessageView) -> Value {
 pub(crate) fn message_line(message: &MessageView) -> String {
     let time = rfc3339(message.unix_ms);
     format!(
-        "{} {}  {} {} -> {}: {}",
+        "{} {}  {} {} -> {}{}: {}",
         &time[..10],
         &time[11..19],
         message.id,
         harmless_line(&message.from),
         harmless_line(&message.to),
+        late_mark(message),
         harmless_text(&message.text)
     )
+}
+
+/// R10: marks a message that comes from the other side of a split: it stands later than its time says.
+pub(crate) fn late_mark(message: &MessageView) -> &'static str {
+    if message.late { " (late)" } else { "" }
 }
 
 /// Text of several lines, made harmless; later lines are indented, so that none can pass for a line of ours.
