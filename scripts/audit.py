@@ -3,7 +3,7 @@
 import collections
 import csv
 
-TABLES = ("user_table.csv", "queued_messages.csv", "delivered_messages.csv", "sessions.csv", "replies.csv")
+TABLES = ("user_table.csv", "queued_messages.csv", "delivered_messages.csv", "sessions.csv", "replies.csv", "conflicts.csv")
 
 
 def unescape(text):
@@ -23,14 +23,16 @@ def conflicts(cluster):
     return {unescape(field) for file in files for row in rows(file)[1:] for field in row}
 
 
-def messages(load, listed, split=False):
-    """What clients were promised and the servers do not keep, as sentences; and the figures."""
+def messages(load):
+    """What clients were promised and the servers do not keep, as sentences; figures; and what is missing, text -> sentence."""
     wrong = []
     counts = collections.Counter()
-    promised = collections.defaultdict(list)
+    promised, ordered, missing = collections.defaultdict(list), collections.defaultdict(list), {}
     for sender in [*load.senders, *load.windows]:
-        for _, to, text in sender.acknowledged:
+        for when, to, text in sender.acknowledged:
             promised[sender, to].append(text)
+            if text not in sender.resent and not load.cluster.was_split(when, when):
+                ordered[sender, to].append(text)
     for receiver in load.receivers:
         counts["received"] += len(receiver.received)
         counts["received twice"] += sum(count - 1 for count in receiver.received.values())
@@ -43,16 +45,12 @@ def messages(load, listed, split=False):
         for text in texts:
             if found[text] == 1 and text in receiver.received:
                 continue
-            if text in listed:
-                counts["in conflicts.csv"] += 1
-                continue
-            counts["lost"] += 1
             where = "not in the history" if not found[text] else f"{receiver.received[text]} times received"
-            if counts["lost"] <= 5:
-                wrong.append(f"lost: {text!r} to {to}: {where}")
-        kept = [text for text in texts if text not in sender.resent and found[text]]
+            missing[text] = f"lost: {text!r} to {to}: {where}"
+        kept = [text for text in ordered[sender, to] if found[text]]
+        counts["in order"] += len(kept)
         firm = set(kept)
-        if not split and [text for text in history if text in firm] != kept:
+        if [text for text in history if text in firm] != kept:
             counts["out of order"] += 1
             wrong.append(f"the messages of {sender.name} to {to} are not in the order in which they were sent")
     for deleter in load.deleters:
@@ -61,13 +59,13 @@ def messages(load, listed, split=False):
             back = [text for at, text in deleter.deleted if at == to and text in there]
             counts["deleted"] += sum(at == to for at, _ in deleter.deleted)
             counts["risen from the dead"] += len(back)
-    for name in ("lost", "doubled", "received twice", "risen from the dead"):
+    for name in ("doubled", "received twice", "risen from the dead"):
         if counts[name]:
             wrong.append(f"{counts[name]} messages {name}")
     asked = {client.name: client.person.logins_asked_for for client in load.clients if client not in load.visitors}
-    if not split and sum(asked.values()):
+    if sum(asked.values()):
         wrong.append(f"a login was asked for: {asked}")
-    return wrong, counts
+    return wrong, counts, missing
 
 
 def log(cluster, at):

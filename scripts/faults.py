@@ -12,7 +12,9 @@ import worlds
 CLIENTS = "c"
 # So short that nobody who is cut off takes the others for dead: 0.5 s of silence, and 3 s for a minority (V11).
 CUT_SECONDS_MAX = 2.5
-SPLIT_SECONDS = (5.0, 8.0)  # long enough that everyone does
+LONG_SECONDS = (5.0, 8.0)  # long enough that everyone does
+# Shapes in which somebody hears nobody, and goes on alone; who is not heard soon hears nothing either, as TCP needs both ways.
+LONELY = ("deaf", "mute", "1|2", "1|1|1")
 MILD = ("delay", "trickle", "reset", "hold")  # what may come together with any other
 
 
@@ -218,16 +220,9 @@ class Isolate(Cut):
         self.rule([way for other in others for way in both(alone, other)], "drop")
 
 
-class Split(Net):
-    """Nobody reaches one server, or nobody any other; clients reach all."""
-
-    def draw_seconds(self, draw):
-        return draw.uniform(*SPLIT_SECONDS)
-
-    def begin(self, shape):
-        alone = worlds.SERVERS[self.draw.randrange(3)]
-        pairs = [pair for pair in itertools.combinations(worlds.SERVERS, 2) if shape == "1|1|1" or alone in pair]
-        self.rule([way for pair in pairs for way in both(*pair)], "drop")
+class Apart(Net):
+    def cut_ways(self, ways):
+        self.rule([(worlds.SERVERS[source], worlds.SERVERS[target]) for source, target in ways], "drop")
 
 
 # Between namespaces
@@ -287,14 +282,53 @@ class LostHost(Packets):
         self.cluster.lose_host(at)
 
 
-class SplitPackets(Packets):
-    def draw_seconds(self, draw):
-        return draw.uniform(*SPLIT_SECONDS)
+class ApartPackets(Packets):
+    def cut_ways(self, ways):
+        self.cut(ways, "nft" if self.cluster.nftables and self.draw.random() < 0.5 else "rule")
 
-    def begin(self, shape):
-        alone = self.draw.randrange(3)
-        pairs = [pair for pair in itertools.permutations(range(3), 2) if shape == "1|1|1" or alone in pair]
-        self.cut(pairs, "rule")
+
+# Longer than anybody waits for anybody
+
+
+class Long:
+    """Some ways between servers are closed so long that who hears nothing takes the others for dead."""
+
+    def draw_seconds(self, draw):
+        return draw.uniform(*LONG_SECONDS)
+
+    def begin(self, shape, crash=None):
+        self.crash = crash
+        one, *others = self.draw.sample(range(3), 3)
+        if shape in LONELY:
+            self.cluster.splits.append([time.monotonic(), None])
+        into, out = [(other, one) for other in others], [(one, other) for other in others]
+        self.cut_ways({
+            "link": [into[0], out[0]], "one way": [out[0]], "mute": out, "deaf": into, "1|2": into + out,
+            "1|1|1": list(itertools.permutations(range(3), 2)),
+        }[shape])  # fmt: skip
+
+    def end(self, after=None):
+        """With a crash: of one while all are apart, or while they become one again."""
+        down = self.draw.randrange(3)
+        if self.crash == "apart":
+            self.cluster.kill(down)
+        hits = super().end(after)
+        if self.crash == "healing":
+            time.sleep(self.draw.uniform(0, 1))
+            self.cluster.kill(down)
+        if self.crash:
+            self.what += f", crash of {down + 1} when {self.crash}"
+            time.sleep(self.draw.uniform(0, 1))
+            self.cluster.start(down)
+        return hits
+
+
+class LongCut(Long, Apart):
+    pass
+
+
+class LongPackets(Long, ApartPackets):
+    pass
 
 
 def of(fault, *arguments):
@@ -322,20 +356,22 @@ def kinds(cluster, splits):
         found |= {f"lost {who}, route": of(LostHost, who) for who in ("primary", "backup")}
         if cluster.nftables:
             found |= {"one way, nft": of(OneWayPackets, "nft"), "link, nft": of(LinkPackets, "nft")}
-        shapes, split = ("1|2", "1|1|1"), SplitPackets
+        long = LongPackets
     else:
         found |= {"delay": Delay, "trickle": Trickle, "hold": Hold, "reset": Reset, "half-open": HalfOpen}
         found |= {"one way": OneWay, "clients cut off": ClientsCut}
         found |= {f"isolate {who}": of(Isolate, who) for who in ("primary", "backup")}
-        shapes, split = ("1|2", "1|1|1"), Split
+        long = LongCut
+    found |= {f"long {shape}": of(long, shape) for shape in ("link", "one way")}
     if splits:
-        found |= {f"split {shape}": of(split, shape) for shape in shapes}
+        found |= {f"split {shape}": of(long, shape) for shape in LONELY}
+        found |= {"split, crash": of(long, "1|1|1", "apart"), "rebase, crash": of(long, "1|1|1", "healing")}
     return found
 
 
 def missing(cluster):
     """What this machine does not offer."""
     if not cluster.mounted:
-        yield "full disks: mounting a tmpfs is refused"
+        yield "full disks (expected to be root, or user namespaces to be allowed: each server needs a tmpfs of its own)"
     if isinstance(cluster, worlds.Namespaces) and not cluster.nftables:
-        yield "nftables: there is no nft; the router's rules drop the packets instead"
+        yield "nftables (expected nft in the path, and a kernel that has it)"

@@ -1,6 +1,7 @@
 """Real servers and clients for scripts: what protocol.md says, with python's standard library alone."""
 
 import collections
+import math
 import os
 import random
 import secrets
@@ -18,7 +19,8 @@ PASSWORD = "correct horse battery"
 STATUS, SEEN, REGISTER, LOGIN, RESUME, LOGOUT, CHANGE_PASSWORD = 0x02, 0x03, 0x10, 0x11, 0x12, 0x13, 0x14
 LIST, SEND, READ, ACKNOWLEDGE, DELETE, HISTORY, SUBSCRIBE = 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26
 STATUS_IS, DONE, RESUMED, MESSAGES, ERROR, PUSH_MESSAGE = 0x82, 0x90, 0x92, 0xA2, 0xBF, 0xC0
-NOT_LOGGED_IN, SESSION_EXPIRED, NOT_PRIMARY, BUSY, TOO_FEW_COPIES, DISK_FULL = 10, 13, 40, 42, 43, 44
+NOT_LOGGED_IN, WRONG_PASSWORD, TOO_MANY_ATTEMPTS, SESSION_EXPIRED, NO_SUCH_MESSAGE = 10, 11, 12, 13, 31
+NOT_PRIMARY, BUSY, TOO_FEW_COPIES, DISK_FULL, CONFLICT = 40, 42, 43, 44, 47
 
 
 def programs():
@@ -269,6 +271,7 @@ class Cluster:
     def __init__(self, directory, binaries):
         self.directory, self.binaries = Path(directory), binaries
         self.addresses = [("127.0.0.1", port) for port in free_ports(3)]
+        self.splits = []  # [from, until or None]: when servers may have served apart from each other
         self.name_servers()
 
     def name_servers(self):
@@ -279,6 +282,9 @@ class Cluster:
 
     def place_of(self, name):
         return self.names.index(name) if name in self.names else None
+
+    def was_split(self, since, until=math.inf):
+        return any(began <= until and (ended is None or since <= ended) for began, ended in self.splits)
 
     def start(self, at):
         assert self.processes[at] is None, f"server {at + 1} runs already"

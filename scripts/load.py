@@ -75,12 +75,13 @@ class Sender(Client):
         self.start()
 
     def step(self):
+        began = time.monotonic()
         to, text = random.choice(self.recipients), f"{self.name} message {self.steps}"
         self.person.send(to, text)
         self.acknowledged.append((time.monotonic(), to, text))
         if self.steps % 50 == 0:
             found = self.person.history(to, 1)
-            if found[-1:] != [text]:
+            if found[-1:] != [text] and not self.person.cluster.was_split(began):
                 self.trouble.append(f"stale read: {self.name} was served {found}, acknowledged was {text!r}")
 
     def gap(self, start, end):
@@ -193,13 +194,18 @@ class Receiver(Client):
 
     pause = 0
 
-    def __init__(self, cluster, name, split=False):
+    def __init__(self, cluster, name):
         super().__init__(cluster, name, subscribes=True)
-        self.split = split  # after one a message may come again (section 9 of protocol.md)
         self.received, self.settled = collections.Counter(), set()
-        self.unsettled, self.on_connection = {}, set()
-        self.pushes = self.twice = 0
+        self.unsettled, self.on_connection, self.connected_at = {}, set(), 0
+        self.pushes = self.again = 0
         self.start()
+
+    def comes_again(self, since, text):
+        """Clients drop what they have (R9); but only a split may bring it again."""
+        self.again += 1
+        if not self.person.cluster.was_split(since):
+            self.trouble.append(text)
 
     def step(self):
         person = self.person
@@ -220,14 +226,15 @@ class Receiver(Client):
     def read_all(self):
         person, after, more = self.person, 0, True
         while more:
+            asked = time.monotonic()
             fields = person.question(lastword.READ, struct.pack(">QH", after, 500))
             if person.fresh:
-                self.on_connection, person.fresh, after = set(), False, 0
+                self.on_connection, self.connected_at, person.fresh, after = set(), asked, False, 0
             more, count = fields.take("B"), fields.take("H")
             for _ in range(count):
                 name, after, text = lastword.message(fields)
-                if name in self.settled and not self.split:
-                    self.trouble.append(f"{self.name} acknowledged {text!r}, and it waits again")
+                if name in self.settled:
+                    self.comes_again(asked, f"{self.name} acknowledged {text!r}, and it waits again")
                 self.unsettled[name] = text
 
     def take_pushed(self):
@@ -236,19 +243,17 @@ class Receiver(Client):
             name, _, text = connection.pushed.pop(0)
             self.pushes += 1
             if name in self.on_connection:
-                self.twice += 1
-                if not self.split:
-                    self.trouble.append(f"{self.name} was pushed {text!r} twice on one connection")
+                self.comes_again(self.connected_at, f"{self.name} was pushed {text!r} twice on one connection")
             self.on_connection.add(name)
-            if name not in self.settled:
-                self.unsettled[name] = text
+            self.unsettled[name] = text
 
     def acknowledge(self):
         while self.unsettled:
             ids = list(self.unsettled)[:500]
             self.person.command(lastword.ACKNOWLEDGE, struct.pack(">H", len(ids)) + b"".join(ids))
             for name in ids:
-                self.received[self.unsettled.pop(name)] += 1
+                text = self.unsettled.pop(name)
+                self.received[text] += name not in self.settled
                 self.settled.add(name)
             self.take_pushed()
 
@@ -269,11 +274,19 @@ class Deleter(Client):
         self.start()
 
     def step(self):
+        began = time.monotonic()
         to, text = random.choice(self.recipients), f"{self.name} message {self.steps}"
         self.person.send(to, text)
         name = self.person.client + struct.pack(">Q", self.person.number)
-        self.person.command(lastword.DELETE, struct.pack(">H", 1) + name)
-        self.deleted.append((to, text))
+        try:
+            self.person.command(lastword.DELETE, struct.pack(">H", 1) + name)
+            self.deleted.append((to, text))
+        except lastword.Refused as refused:
+            if refused.code != lastword.NO_SUCH_MESSAGE or not self.person.cluster.was_split(began):
+                raise  # it may be on the other side
+
+
+ENDED = (lastword.SESSION_EXPIRED, lastword.NOT_LOGGED_IN)
 
 
 class Visitor(Client):
@@ -283,7 +296,7 @@ class Visitor(Client):
 
     def __init__(self, cluster, name):
         super().__init__(cluster, name)
-        self.password, self.logins = lastword.PASSWORD, 0
+        self.passwords, self.sure_at, self.logins = [lastword.PASSWORD], time.monotonic(), 0
         self.start()
 
     def step(self):
@@ -291,32 +304,65 @@ class Visitor(Client):
         self.person.client, self.person.token = secrets.token_bytes(8), secrets.token_bytes(32)
         self.person.number = 0
         self.log_in()
-        if self.steps % 3 == 0:
+        if self.steps % 3 == 0 and len(self.passwords) < 3:
             password = f"{lastword.PASSWORD} {self.steps}"
-            self.person.command(lastword.CHANGE_PASSWORD, string(self.password) + string(password))
-            self.password = password
+            granted = self.is_granted(lastword.CHANGE_PASSWORD, string(self.passwords[-1]) + string(password))
+            # Refused here, it may have been carried out on the other side before, unanswered.
+            self.passwords.insert(len(self.passwords) if granted else 0, password)
+        try:
+            self.look()
+        except lastword.Refused as refused:
+            if refused.code not in ENDED or not self.person.cluster.was_split(self.sure_at):
+                raise  # a password that was changed on the other side ends sessions
+        try:
+            self.person.command(lastword.LOGOUT, b"\0")
+        except lastword.Refused as refused:
+            if refused.code not in ENDED:
+                raise  # these say that a first try was carried out, and its answer lost
+
+    def look(self):
         fields = self.person.question(lastword.LIST, string(self.name) + string("") + struct.pack(">H", 0))
         fields.string()
         if self.name not in (names := fields.strings()):
             self.trouble.append(f"{self.name} was registered, and is not among {names}")
-        try:
-            self.person.command(lastword.LOGOUT, b"\0")
-        except lastword.Refused as refused:
-            if refused.code not in (lastword.SESSION_EXPIRED, lastword.NOT_LOGGED_IN):
-                raise  # these say that a first try was carried out, and its answer lost
 
     def log_in(self):
-        body = string(self.name) + string(self.password) + self.person.client + self.person.token
-        self.person.command(lastword.LOGIN, body)
+        """With the last password; after a split one of those before may be the one that stayed (R6)."""
+        for password in [*self.passwords[::-1], *self.passwords]:
+            body = string(self.name) + string(password) + self.person.client + self.person.token
+            if self.is_granted(lastword.LOGIN, body):
+                break
+        else:
+            raise AssertionError(f"none of its {len(self.passwords)} passwords is right")
+        self.passwords.remove(password)
+        self.passwords.append(password)
         self.logins += 1
+        if not self.person.cluster.was_split(time.monotonic()):
+            self.passwords, self.sure_at = [password], time.monotonic()
+
+    def is_granted(self, opcode, body):
+        """Whether the password was right and the session is there, which must be so unless there was a split."""
+        while True:
+            try:
+                self.person.command(opcode, body)
+                return True
+            except lastword.Refused as refused:
+                if not self.person.cluster.was_split(self.sure_at):
+                    raise
+                if refused.code != lastword.TOO_MANY_ATTEMPTS:
+                    if refused.code not in (lastword.WRONG_PASSWORD, lastword.CONFLICT, *ENDED):
+                        raise
+                    return False
+            time.sleep(1)
 
 
 class Load:
     """All of them."""
 
-    def __init__(self, cluster, split=False):
+    def __init__(self, cluster):
+        self.cluster = cluster
         receivers = [f"receiver{number}" for number in range(1, 4)]
-        self.receivers = [Receiver(cluster, name, split) for name in receivers]
+        self.receivers = [Receiver(cluster, name) for name in receivers]
         self.senders = [Sender(cluster, f"sender{number}", receivers) for number in range(1, 4)]
         self.windows = [WindowSender(cluster, f"window{number}", receivers) for number in range(1, 3)]
         self.deleters = [Deleter(cluster, "deleter1", receivers)]

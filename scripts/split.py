@@ -78,10 +78,12 @@ def judge(cluster, writers, alone, together):
         print("\n".join(wrong))
         return False
     equal = time.monotonic() - together
+    if files := worlds.diverged(cluster):
+        wrong.append(f"all are members, and these are not settled: {files}")
     for writer in writers:
         writer.finish()
         wrong += writer.trouble
-    listed, counts = audit.conflicts(cluster), collections.Counter()
+    missing, counts = {}, collections.Counter()
     for to in NAMES:
         # Sessions may have ended: everybody logs in again.
         recipient = lastword.Person(cluster, to, lastword.LOGIN)
@@ -90,14 +92,19 @@ def judge(cluster, writers, alone, together):
             for text in [text for _, at, text in writer.acknowledged if at == to]:
                 counts["acknowledged"] += 1
                 outcome = {0: "lost", 1: "there once"}.get(found[text], "doubled")
-                outcome = "in conflicts.csv" if outcome == "lost" and text in listed else outcome
-                counts[outcome] += 1
-                if outcome in ("lost", "doubled") and counts[outcome] <= 3:
-                    wrong.append(f"{outcome}: {text!r} to {to}")
+                counts[outcome] += outcome != "lost"
+                if outcome == "lost":
+                    missing[text] = f"lost: {text!r} to {to}"
+                if outcome == "doubled" and counts[outcome] <= 3:
+                    wrong.append(f"doubled: {text!r} to {to}")
     time.sleep(2)
-    cluster.stop(0, 1, 2)
+    if any(codes := cluster.stop(0, 1, 2)):
+        wrong.append(f"an orderly stop of all ended with the codes {codes}")
     differences, compared = audit.files(cluster)
-    wrong += differences
+    listed = audit.conflicts(cluster)
+    lost = [sentence for text, sentence in missing.items() if text not in listed]
+    counts.update({"lost": len(lost), "in conflicts.csv": len(missing) - len(lost)})
+    wrong += lost[:3] + differences
     print("\n".join(wrong))
     print(f"{dict(counts)}; all equal {equal:.1f} s after healing (goal {EQUAL_SECONDS:g} s); compared {compared}")
     return not wrong and equal < EQUAL_SECONDS

@@ -127,7 +127,7 @@ class Namespaces(Disks):
         self.addresses = [(self.host(at), 1538) for at in range(3)]
         self.name_servers()
         self.prefixes = [["nsenter", f"--net=/run/netns/host{at + 1}"] for at in range(3)]
-        self.nftables = shutil.which("nft") is not None
+        self.nftables = shutil.which("nft") is not None and subprocess.run(["nft", "list", "tables"], capture_output=True).returncode == 0
         self.undo = []
 
     @staticmethod
@@ -167,6 +167,11 @@ class Namespaces(Disks):
     def heal(self):
         while self.undo:
             run(*self.undo.pop()[1])
+
+
+def diverged(cluster):
+    """The files of what was acknowledged apart from the others, and has not been proposed again yet (R7)."""
+    return [str(file) for at in range(3) for file in cluster.data(at).glob("diverged-*.csv")]
 
 
 def wait_equal(cluster, limit=60):
