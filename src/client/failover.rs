@@ -20,7 +20,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 /// A request that is not answered for so long makes the client ask the other servers whether they lead by now.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// After so many times [`PATIENCE`] a connection is given up although no other server leads.
-const PATIENCE_TIMES_MAX: u32 = 5;
+pub(super) const PATIENCE_TIMES_MAX: u32 = 5;
 /// How long a server may take to say how it is.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a listening client asks whether its connection still lives.
@@ -30,7 +30,7 @@ const DELIVERED_IDS_MAX: usize = 200_000;
 /// Most servers a client remembers.
 const SERVERS_MAX: usize = 16;
 /// Read requests carry numbers from here on: servers don't store their replies, so that the numbers need no lease.
-const READ_NUMBER_FIRST: u32 = 1 << 31;
+pub(super) const READ_NUMBER_FIRST: u32 = 1 << 31;
 
 const _: () = assert!(CONNECT_TIMEOUT.as_millis() < PATIENCE.as_millis());
 
@@ -262,6 +262,12 @@ impl Client {
     pub fn name(&self) -> Option<&str> {
         let session = self.session.as_ref()?;
         Some(self.account.as_ref().map_or(session.name.as_str(), |account| account.name.as_str()))
+    }
+
+    /// The session, for whoever keeps it elsewhere or drives it by a [`super::Pipeline`].
+    #[must_use]
+    pub fn session(&self) -> Option<&StoredSession> {
+        self.session.as_ref()
     }
 
     /// Who acts, logged in or not.
@@ -955,7 +961,7 @@ pub async fn status_of_all(servers: &[String], limit: Duration) -> Vec<Result<St
 }
 
 /// Which server says that it leads, in the highest view if several do.
-async fn find_leader(servers: Vec<String>) -> Option<usize> {
+pub(super) async fn find_leader(servers: Vec<String>) -> Option<usize> {
     let answers = status_of_all(&servers, CONNECT_TIMEOUT).await;
     let leads = answers.into_iter().enumerate().filter_map(|(place, answer)| {
         answer.ok().filter(|status| status.role == "primary").map(|status| (status.view, place))

@@ -4,6 +4,7 @@
 //! - [`connection`] is one TCP connection: pipelined requests, replies by number, pushes.
 //! - [`session_store`] remembers who is logged in, and never gives a request number out twice.
 //! - [`Client`] puts them together: one method for each command.
+//! - [`Pipeline`] has many requests of one session under way.
 //!
 //! **Invariant:** a request goes out again only under the number and client id it went out with at first, so that
 //! servers recognise it (X3); and a client that can't tell whether a request was carried out says so.
@@ -11,6 +12,7 @@
 pub mod connection;
 mod error;
 mod failover;
+mod pipeline;
 pub mod policy;
 pub mod session_store;
 
@@ -19,6 +21,7 @@ pub use failover::{
     CONNECT_TIMEOUT, Client, Done, LoggedIn, Notice, PATIENCE, Password, STATUS_TIMEOUT, Sent, Settings,
     status_of, status_of_all,
 };
+pub use pipeline::{Answer, Arrival, Pipeline};
 
 use crate::config::NAME_BYTES_MAX;
 
