@@ -1,7 +1,7 @@
 //! The command line, the environment and the configuration file: flag > environment > file > default.
 
 use crate::output::Stop;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastword::client::looks_like_a_name;
 use lastword::types::{MessageId, RequestId};
 use serde::Deserialize;
@@ -122,6 +122,51 @@ pub(crate) enum Command {
     Listen,
     /// Say how each server is; needs no login
     Status,
+    /// Load the servers, measure, and verify that everything acknowledged is there once
+    Bench(BenchArguments),
+}
+
+/// Registers accounts named bench-…, loads the servers with their requests, says how fast that went, and looks whether
+/// everything that was acknowledged is there once: exit code 1 if not. A request without an answer counts as nothing.
+/// The accounts are deleted at the end (what they sent to each other stays in the log); after Ctrl-C they are left.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// How many clients
+    #[arg(long, value_name = "C", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) clients: u16,
+    /// How many requests each client has under way
+    #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) window: u16,
+    /// How long the texts of messages are
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=8192))]
+    pub(crate) size: u16,
+    /// How long the load runs
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) seconds: u32,
+    /// What the clients do
+    #[arg(long, value_enum, default_value_t = Mix::Send)]
+    pub(crate) mix: Mix,
+    /// Leave the accounts instead of deleting them
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// What the clients of a bench do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mix {
+    /// Each client sends to an account of its own, which is not connected. Verified in history and mailbox
+    Send,
+    /// The same to a connected account: sent, pushed and acknowledged by the recipient is one. Verified as received
+    /// once, in the history and no longer waiting. At most 5,000 clients, each with two connections
+    Deliver,
+    /// Password logins, hash and all, each over a new connection into a new session: this measures how many passwords
+    /// the primary hashes (two at a time). A window of at most 5. The 16 latest sessions of each account are verified
+    Login,
+    /// A page of up to 50 account names; each answer is compared with what it must be. All the answers of a window must
+    /// fit into 1 MiB, or servers would close the connection
+    List,
+    /// A page of up to 50 messages; the same
+    History,
 }
 
 fn parse_message_id(text: &str) -> Result<MessageId, &'static str> {

@@ -73,6 +73,7 @@ pub(crate) async fn run(client: &mut Client, arguments: &Arguments, command: &Co
         }
         Command::Listen => listen(client, json).await,
         Command::Status => status(client.servers(), json).await,
+        Command::Bench(_) => unreachable!("a bench has accounts of its own: main runs it"),
     }
 }
 

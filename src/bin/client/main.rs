@@ -1,6 +1,7 @@
 //! The command-line client: one command, or without one a chat, line by line.
 
 mod arguments;
+mod bench;
 mod commands;
 mod conflicts;
 mod input;
@@ -72,6 +73,13 @@ async fn run(arguments: Arguments) -> Result<(), Stop> {
     if let Some(Command::Status) = &arguments.command {
         // Works without a login, and so without a place to remember one.
         return commands::status(&resolved.servers, arguments.json).await;
+    }
+    if let Some(Command::Bench(bench)) = &arguments.command {
+        // Its accounts are its own, and their sessions need not outlive it.
+        return tokio::select! {
+            result = bench::run(bench, resolved, arguments.json) => result,
+            stop = interrupted() => Err(stop),
+        };
     }
     let store = SessionStore::open(&resolved.state_directory).map_err(ClientError::from)?;
     let settings = Settings {
