@@ -13,7 +13,7 @@
 //! 3  wire/     replica/     storage/           siblings
 //! 2  message/
 //! 1  chat/     config
-//! 0  types     time     prng     row
+//! 0  types     time     prng     row     mutant
 //! ```
 //!
 //! | module | what it is |
@@ -21,6 +21,7 @@
 //! | [`types`] | numbers with a meaning: [`types::ServerId`], [`types::LogIndex`], [`types::ViewNumber`], … |
 //! | [`time`], [`prng`] | the core's own clock reading and random numbers, so that a seed replays for years |
 //! | [`row`] | one CSV row: quoting, escaping, checksum; used on disk and, without checksum, on links |
+//! | `mutant` | rules taken away on purpose, in builds of `scripts/mutants` alone |
 //! | [`config`] | limits and timings, and how they relate, checked by the compiler |
 //! | [`chat`] | the replicated state machine: accounts, mailboxes, sessions; commands in, replies out |
 //! | [`message`] | what layers 3 and 4 say to each other: entries, views, hard state, requests, responses |
@@ -128,6 +129,9 @@
 //!   · D6 tables · D7 digests.
 //! - e**X**actly once. X1 client ids and tokens · X2 sessions end by an entry · X3 the same number on every retry · X4
 //!   pushes and acknowledgements.
+
+#[macro_use]
+mod mutant;
 
 pub mod chat;
 pub mod client;

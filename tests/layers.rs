@@ -10,7 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// One layer: its name below `src/`, and the layers that it may import besides itself.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
+    ("mutant", &[]),
     ("types", &[]),
     ("time", &[]),
     ("prng", &[]),

@@ -42,6 +42,7 @@ impl Sessions {
     /// What is known of a request in the session of its client.
     pub(super) fn known_in(&self, session: &Session, request: RequestId) -> Known {
         match self.replies.row(request) {
+            _ if removed!("N2-known") => Known::New,
             Some(reply) => Known::Applied(reply.clone()),
             None if request.number.is_chosen_by_client() && request.number <= session.acknowledged => {
                 Known::Forgotten

@@ -57,7 +57,7 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         .copied()
         .filter(|server| !ballot.reports.contains_key(server) && !ballot.dead.contains(server))
         .collect();
-    if !silent.is_empty() {
+    if !silent.is_empty() && !removed!("V5-everyone") {
         return Err(Awaited { servers: silent, why: "neither answers nor is known to be dead" });
     }
     // V3. A damaged disk is never a source, but the view it remembers has existed.
@@ -72,7 +72,8 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
     };
     let continuous = sources.iter().any(|source| ballot.reports[source].continuous);
-    let settled = continuous || missing.is_empty() || is_closed(ballot, &installed, &sources);
+    let settled =
+        removed!("V5-last") || continuous || missing.is_empty() || is_closed(ballot, &installed, &sources);
     if !settled && !ballot.waited {
         return Err(Awaited { servers: missing, why: "may have acknowledged later messages" });
     }
@@ -98,7 +99,7 @@ fn outstanding(ballot: &Ballot<'_>, installed: &View) -> BTreeSet<ServerId> {
 /// Those whose answer is missing before the last process to fail is surely among the answerers (V5).
 fn missing_witnesses(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
     let mut witnesses: BTreeSet<_> = installed.members.iter().map(|member| member.server).collect();
-    witnesses.extend(outstanding(ballot, installed));
+    witnesses.extend(outstanding(ballot, installed).into_iter().filter(|_| !removed!("V5-outstanding")));
     witnesses.into_iter().filter(|server| !is_witness(ballot, *server, installed)).collect()
 }
 
@@ -110,7 +111,7 @@ fn is_witness(ballot: &Ballot<'_>, server: ServerId, installed: &View) -> bool {
         Some(member) => report.born <= member.incarnation && member.incarnation <= report.incarnation,
         None => report.standing != Standing::Partial,
     };
-    remembers && !report.empty && is_latest_life(ballot, server, report)
+    (remembers || removed!("V6-wiped")) && !report.empty && is_latest_life(ballot, server, report)
 }
 
 fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> bool {
@@ -121,7 +122,7 @@ fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> boo
 fn sources(ballot: &Ballot<'_>, installed: &View, all_answered: bool) -> Vec<ServerId> {
     let holding = |standing: Standing| -> Vec<ServerId> {
         let holds = |server: &ServerId, report: &Report| {
-            report.installed.number == installed.number
+            (report.installed.number == installed.number || removed!("V3-last-view"))
                 && report.standing == standing
                 && !report.empty
                 && is_latest_life(ballot, *server, report)

@@ -45,7 +45,7 @@ impl Replica {
         entries: &[Arc<Entry>],
         commit: LogIndex,
     ) {
-        if view < self.hard.promised || from != view.proposer {
+        if (view < self.hard.promised && !removed!("N5-promised")) || from != view.proposer {
             return self.send(from, PeerMessage::Refuse { number: view, promised: self.hard.promised });
         }
         if view > self.view.number {
@@ -59,6 +59,7 @@ impl Replica {
         }
         self.primary_heard = self.now;
         match self.append_from_peer(previous, entries) {
+            Ok(()) if removed!("N7-commit") => self.commit_through(self.log.last().index),
             Ok(()) => self.commit_through(commit),
             Err(misfit) => {
                 debug!(%from, ?misfit, "entries do not fit: catching up");
@@ -107,7 +108,7 @@ impl Replica {
 
     /// N5: one acknowledgement for all that a sync has covered.
     pub(super) fn acknowledge_synced(&mut self) {
-        let synced = self.log.synced();
+        let synced = if removed!("N5-synced") { self.log.last().index } else { self.log.synced() };
         if self.hard.promised != self.view.number || self.acknowledged == (self.view.number, synced) {
             return;
         }
@@ -159,7 +160,7 @@ impl Replica {
     pub(super) fn on_barrier(&mut self, from: ServerId, view: ViewNumber, nonce: u64) {
         let stands =
             matches!(self.role, Role::Backup) && self.view.number == view && self.hard.promised == view;
-        if stands && from == self.view.primary() {
+        if (stands && from == self.view.primary()) || removed!("N8-refuse") {
             let incarnation: Incarnation = self.hard.incarnation;
             self.send(from, PeerMessage::BarrierOk { view, nonce, incarnation });
         }

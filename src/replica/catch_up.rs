@@ -351,6 +351,9 @@ impl Replica {
             return self.move_applied_aside(shared);
         }
         self.log.truncate(shared);
+        if removed!("V7-cut-on-disk") {
+            return self.send_fetch(from, view);
+        }
         self.write(Write::Truncate { after: shared });
         self.commit = self.commit.min(shared);
         self.send_fetch(from, view);
@@ -372,7 +375,7 @@ impl Replica {
 
     /// D5: rows that this disk may have acknowledged are about to go.
     fn lose_standing(&mut self) {
-        if !matches!(self.hard.standing, Standing::Partial | Standing::Distrusted) {
+        if !matches!(self.hard.standing, Standing::Partial | Standing::Distrusted) && !removed!("D5-standing") {
             self.hard.standing = Standing::Partial;
             self.persist_hard();
         }

@@ -381,7 +381,7 @@ impl Replica {
     fn run_at(&mut self, now: Instant) {
         let gap = now.since(self.now);
         self.now = self.now.max(now);
-        if gap <= SUSPICION || matches!(self.role, Role::Starting | Role::Stopped) {
+        if gap <= SUSPICION || removed!("V2-pause") || matches!(self.role, Role::Starting | Role::Stopped) {
             return;
         }
         self.whole_life = false;
@@ -582,6 +582,9 @@ impl Replica {
 
     /// D2: never retry, never acknowledge; leave the view and exit. A sole member turns read-only.
     fn on_write_failed(&mut self, error: &str) {
+        if removed!("D2-retry") {
+            return self.on_synced(WriteId(self.next_write));
+        }
         self.disk_failed = true;
         let alone = self.view.members.len() == 1 && matches!(self.role, Role::Primary(_));
         if alone {
@@ -672,7 +675,7 @@ impl Replica {
         if pulse.incarnation != known {
             self.note_incarnation(from, pulse.incarnation);
         }
-        if pulse.known_incarnation > self.hard.incarnation {
+        if pulse.known_incarnation > self.hard.incarnation && !removed!("V6-restored") {
             return self.on_restored_disk(from, pulse.known_incarnation, pulse.view);
         }
         self.counter_heard = self.counter_heard.max(pulse.view.counter);
@@ -691,7 +694,7 @@ impl Replica {
 
     /// V2, V10: a later view without this server exists, whoever tells.
     fn notice_dropped(&mut self, view: ViewNumber, member: bool) {
-        if view > self.view.number && !member {
+        if view > self.view.number && !member && !removed!("V2-dropped") {
             self.whole_life = false;
         }
     }
@@ -738,7 +741,11 @@ impl Replica {
         let majority = self.configured.len() / 2 + 1;
         // Whoever is refused is dead for certain: only the silent ones may be a majority that goes on elsewhere.
         let silent = self.configured.len() - reached - refused;
-        if reached >= majority || silent == 0 { SUSPICION } else { SUSPICION + MINORITY_GRACE }
+        if reached >= majority || silent == 0 || removed!("V11-minority") {
+            SUSPICION
+        } else {
+            SUSPICION + MINORITY_GRACE
+        }
     }
 
     /// V11: known dead, by a refused connection or by silence.
@@ -768,7 +775,7 @@ impl Replica {
                     peer.was_in_touch(self.now, member.incarnation, silence)
                 })
         };
-        if !self.whole_life {
+        if !self.whole_life && !removed!("V2-same-life") {
             return false;
         }
         if self.view.primary() == self.me {
@@ -823,7 +830,8 @@ impl Replica {
             let next = self.state.index().next();
             let entry = Arc::clone(self.log.entry(next).expect("what is not applied is in memory"));
             self.checkpointing.on_applied(self.now, entry.bytes.len() as u64);
-            let outcome = self.state.apply(entry.index, entry.unix_ms, entry.chain, &entry.operation);
+            let unix_ms = if removed!("N3-time") { self.unix_ms } else { entry.unix_ms };
+            let outcome = self.state.apply(entry.index, unix_ms, entry.chain, &entry.operation);
             self.on_applied(&entry, outcome);
         }
         self.log.forget_applied(self.state.index());

@@ -75,8 +75,12 @@ impl Peer {
 
     pub(super) fn on_link(&mut self, now: Instant, state: LinkState) {
         match state {
+            LinkState::Up if removed!("V11-void") => {}
             LinkState::Up => self.refused_before = self.refused_since.take().or(self.refused_before),
             LinkState::Refused => {
+                self.refused_since.get_or_insert(now);
+            }
+            LinkState::Closed if removed!("V11-reset") => {
                 self.refused_since.get_or_insert(now);
             }
             LinkState::Closed | LinkState::Silent => {}
@@ -156,6 +160,9 @@ impl Peer {
     /// V2: whether a heartbeat round trip begun by this server stands so close before the end of the life
     /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares.
     pub(super) fn was_in_touch(&self, now: Instant, incarnation: Incarnation, silence: bool) -> bool {
+        if removed!("V2-in-touch") {
+            return true;
+        }
         let (begun, end) = if self.incarnation > incarnation {
             let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
                 return false;

@@ -51,7 +51,7 @@ pub(super) struct Primary {
 impl Primary {
     /// N8: nothing is answered before the view's own first entry has committed.
     pub(super) fn is_serving(&self, commit: LogIndex) -> bool {
-        commit >= self.view_entry
+        commit >= self.view_entry || removed!("N8-view-entry")
     }
 }
 
@@ -147,8 +147,10 @@ impl Replica {
     /// N6: commit is the minimum of what is synced at all members, this server included.
     pub(super) fn advance_commit(&mut self) {
         let Role::Primary(primary) = &self.role else { return };
+        let fastest = primary.synced.values().copied().max().filter(|_| removed!("N6-all"));
         let everywhere = primary.synced.values().copied().min().unwrap_or(self.log.synced());
-        let everywhere = everywhere.min(self.log.synced());
+        let everywhere = fastest.unwrap_or(everywhere);
+        let everywhere = if removed!("N6-own-disk") { everywhere } else { everywhere.min(self.log.synced()) };
         if everywhere < primary.view_entry || everywhere <= self.commit {
             return;
         }
@@ -226,7 +228,7 @@ impl Replica {
         if now < primary.regroup_after || !primary.is_serving(self.commit) || self.stopping.is_some() {
             return;
         }
-        if let Some(slow) = self.slow_member() {
+        if let Some(slow) = self.slow_member().filter(|_| !removed!("N9-slow")) {
             self.ban(slow);
             return self.propose(vec![slow], &BTreeMap::new());
         }

@@ -19,7 +19,8 @@ impl Replica {
             self.hard.incarnation = Incarnation(drawn);
             self.hard.born = Incarnation(drawn + 1);
         }
-        self.hard.incarnation = Incarnation(self.hard.incarnation.0.saturating_add(1));
+        let lives = u32::from(self.hard.cluster.is_none() || !removed!("V6-incarnation"));
+        self.hard.incarnation = Incarnation(self.hard.incarnation.0.saturating_add(lives));
         let id = self.persist_hard();
         self.held.push_back((id, Held::Started));
     }

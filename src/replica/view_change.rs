@@ -216,7 +216,7 @@ impl Replica {
         let Some(pre_vote) = self.pre_vote.as_mut().filter(|pre_vote| pre_vote.nonce == nonce) else {
             return;
         };
-        if veto {
+        if veto && !removed!("V1-veto") {
             debug!(%from, "pre-vote vetoed: it reaches the primary");
             return self.back_off();
         }
@@ -330,10 +330,13 @@ impl Replica {
         self.hold_reads();
         self.flush_batch();
         self.promise(number);
-        let id = self.persist_hard();
-        self.held.push_back((id, Held::OwnPromise(number)));
         let (since, phase) = (self.now, Phase::Promising { own });
         self.become_role(Role::Candidate(Candidate { number, was_primary, dropping, since, phase }));
+        if removed!("V1-own-promise") {
+            return self.on_own_promise(number);
+        }
+        let id = self.persist_hard();
+        self.held.push_back((id, Held::OwnPromise(number)));
     }
 
     /// V2: the candidate is outstanding until the next installed view.
@@ -379,7 +382,10 @@ impl Replica {
         } else if !insists {
             self.role_since = self.now; // A candidate that tries again and again is not waited for for ever (V12).
         }
-        if dropping.contains(&self.me) {
+        if removed!("V2-persist") {
+            return self.tell_promise(from, number);
+        }
+        if dropping.contains(&self.me) && !removed!("V10-told") {
             self.whole_life = false;
             self.persist_hard();
             report.continuous = false;
@@ -517,7 +523,7 @@ impl Replica {
         if !formation.sources.contains(&self.me) {
             return self.abandon();
         }
-        let end = reports[&formation.longest].last;
+        let end = if removed!("V4-longest") { self.log.last() } else { reports[&formation.longest].last };
         if end.index <= self.log.last().index && self.log.has(end) {
             return self.install(&reports, &formation);
         }
@@ -561,6 +567,7 @@ impl Replica {
         let end = self.log.last();
         let fits = |server: &ServerId, report: &Report| {
             *server == self.me
+                || removed!("V4-members")
                 || formation.sources.contains(server)
                 || (!report.empty
                     && !report.rebasing
@@ -585,6 +592,9 @@ impl Replica {
         let phase = Phase::Installing { start, acked: BTreeSet::new() };
         let dropping = Vec::new();
         self.become_role(Role::Candidate(Candidate { number, was_primary, dropping, since, phase }));
+        if removed!("V9-leader-first") {
+            self.on_member_installed(self.me, number);
+        }
     }
 
     fn repeat_new_view(&mut self, only: Option<ServerId>) {
@@ -675,7 +685,7 @@ impl Replica {
         let Role::Candidate(Candidate { phase: Phase::Installing { acked, .. }, .. }) = &self.role else {
             return;
         };
-        if self.view.members.iter().all(|member| acked.contains(&member.server)) {
+        if removed!("V8-all") || self.view.members.iter().all(|member| acked.contains(&member.server)) {
             self.become_primary(start);
         }
     }
@@ -691,7 +701,7 @@ impl Replica {
         views: ViewTable,
     ) {
         let number = view.number;
-        if number < self.hard.promised || number.proposer != from {
+        if (number < self.hard.promised && !removed!("V7-promised")) || number.proposer != from {
             return self.send(from, PeerMessage::Refuse { number, promised: self.hard.promised });
         }
         if self.hard.cluster.is_some_and(|own| own != cluster) {
@@ -713,7 +723,7 @@ impl Replica {
             return;
         }
         let named = view.member(self.me).map(|member| member.incarnation);
-        if named.is_some_and(|incarnation| incarnation != self.hard.incarnation) {
+        if named.is_some_and(|incarnation| incarnation != self.hard.incarnation && !removed!("V7-life")) {
             return debug!(%from, "ignored: a view that names an earlier life of this server");
         }
         if number > self.hard.promised {
@@ -767,6 +777,9 @@ impl Replica {
         let view = installing.view.clone();
         self.peers.get_mut(&leader).expect("a configured server").note_round_trip(now, self.promise_told);
         let id = self.write_view(view);
+        if removed!("V7-persist") {
+            return self.on_installed(leader, number);
+        }
         self.held.push_back((id, Held::Installed { leader, number }));
     }
 

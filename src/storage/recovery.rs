@@ -292,7 +292,7 @@ fn judge_standing<F>(found: &mut Scan<F>, notices: &mut Vec<String>) {
         found.hard.standing = Standing::Partial;
         // V6: what it may have forgotten, the start that follows can't know.
         found.hard.born = Incarnation(found.hard.incarnation.0.saturating_add(1));
-    } else if found.tail == Tail::Damaged && before == Standing::Whole {
+    } else if found.tail == Tail::Damaged && !removed!("D4-suspect") && before == Standing::Whole {
         found.hard.standing = Standing::Suspect;
     }
     match found.tail {
