@@ -5,6 +5,7 @@ mod bounds;
 mod committed;
 mod digest;
 mod durable;
+mod followed;
 pub(crate) mod linear;
 mod one_primary;
 mod order;
@@ -26,6 +27,7 @@ pub(crate) struct Checks {
     digest: digest::EqualDigests,
     order: order::Order,
     durable: durable::Durable,
+    followed: followed::Followed,
     bounds: bounds::Bounds,
     /// How many steps were checked.
     pub steps: u64,
@@ -40,6 +42,7 @@ impl Checks {
             digest: digest::EqualDigests::new(servers),
             order: order::Order::new(servers),
             durable: durable::Durable::new(servers),
+            followed: followed::Followed::default(),
             bounds: bounds::Bounds::new(servers),
             steps: 0,
         }
@@ -113,6 +116,9 @@ impl World {
         self.checks.order.check_status(at, &status);
         self.checks.one_primary.check(at, &status);
         self.checks.bounds.check(at, &status);
+        let others = self.servers.iter().filter(|server| server.at != at);
+        let others = others.filter_map(|server| Some((server.at, server.replica()?.status(now))));
+        self.checks.followed.check(at, &status, others);
     }
 }
 
