@@ -185,6 +185,19 @@ impl Server {
     }
 }
 
+/// Where something that a process hears of comes from: its timers and disk, a peer, or a client's connection.
+fn source_of(action: &Action) -> (u8, u64) {
+    match action {
+        Action::Peer { from: peer, .. }
+        | Action::Connected { peer, .. }
+        | Action::LinkClosed { peer, .. }
+        | Action::Reconnect { peer, .. } => (1, *peer as u64),
+        Action::Request { connection, .. } | Action::Disconnected { connection, .. } => (2, connection.0),
+        Action::Timer { .. } => (3, 0),
+        _ => (4, 0),
+    }
+}
+
 impl World {
     /// Starts the process of a server, as its command line does.
     pub(crate) fn start(&mut self, at: usize) {
@@ -331,28 +344,25 @@ impl World {
         }
     }
 
-    /// Lets a paused process run again: what arrived meanwhile comes at once, its timers somewhere among it.
+    /// Lets a paused process run again: what arrived meanwhile comes at once, from each source in its order, from
+    /// different ones in any: a client may be heard before the peer that deposed this server.
     pub(crate) fn resume(&mut self, at: usize) {
         if !self.servers[at].paused {
             return;
         }
         trace!(self, "resume {}", at + 1);
         self.servers[at].paused = false;
-        let held = std::mem::take(&mut self.servers[at].held);
-        let (timers, others): (Vec<_>, Vec<_>) =
-            held.into_iter().partition(|action| matches!(action, Action::Timer { .. }));
-        let timers_at = self.prng.below(others.len() as u64 + 1);
-        let mut timers = Some(timers);
-        for (place, action) in others.into_iter().enumerate() {
-            if place as u64 == timers_at {
-                for timer in timers.take().into_iter().flatten() {
-                    self.queue.push(self.now, timer);
-                }
-            }
-            self.queue.push(self.now, action);
+        let mut sources: BTreeMap<(u8, u64), VecDeque<Action>> = BTreeMap::new();
+        for action in std::mem::take(&mut self.servers[at].held) {
+            sources.entry(source_of(&action)).or_default().push_back(action);
         }
-        for timer in timers.take().into_iter().flatten() {
-            self.queue.push(self.now, timer);
+        while !sources.is_empty() {
+            let place = usize::try_from(self.prng.below(sources.len() as u64)).expect("few sources");
+            let (&source, actions) = sources.iter_mut().nth(place).expect("there are more");
+            self.queue.push(self.now, actions.pop_front().expect("no source is empty"));
+            if actions.is_empty() {
+                sources.remove(&source);
+            }
         }
     }
 
