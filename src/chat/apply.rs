@@ -237,7 +237,8 @@ impl State {
         let mut count = 0;
         for id in messages {
             let Some(order) = self.mailboxes.order(*id) else { continue };
-            if self.mailboxes.queued.row(order).is_some_and(|message| Some(message.to) == owner) {
+            let waits = self.mailboxes.queued.row(order).is_some_and(|message| Some(message.to) == owner);
+            if waits && !removed!("X4-dequeue") {
                 self.mailboxes.deliver(&mut self.directory, order);
                 count += 1;
             }

@@ -164,14 +164,15 @@ impl Replica {
         }
         self.flush_batch();
         // T2: the point of divergence is the end of the last view both share.
+        let by_views = !removed!("T2-views");
         let shared = self.log.shared_with(last, views);
-        if shared < last.index {
+        if shared < last.index && by_views {
             return self.send(from, PeerMessage::Diverged { view, last, shared });
         }
         if let (Some(previous), Some(entries)) =
             (self.log.position(last.index), self.log.batch_after(last.index))
         {
-            if previous != last {
+            if previous != last && by_views {
                 // The chain tells what the views do not: these are two logs. A checkpoint makes them one.
                 return self.offer_checkpoint(from, view);
             }
@@ -347,7 +348,8 @@ impl Replica {
         ));
         self.lose_standing();
         self.rebasing.begin();
-        if shared < self.state.index() || self.log.position(shared).is_none() {
+        let applied = shared < self.state.index() && !removed!("R2-undo");
+        if applied || self.log.position(shared).is_none() {
             return self.move_applied_aside(shared);
         }
         self.log.truncate(shared);

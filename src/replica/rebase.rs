@@ -143,6 +143,9 @@ impl Replica {
         } else {
             self.send(leader, PeerMessage::Rebase { view, incarnation, nonce, fork, rows });
         }
+        if removed!("R7-committed") {
+            self.on_batch_committed();
+        }
     }
 
     fn leader_and_view(&self) -> Option<(ServerId, ViewNumber)> {
@@ -204,7 +207,7 @@ impl Replica {
         let Role::Primary(primary) = &self.role else { return };
         let known = primary.proposed.get(&from);
         if !known.is_some_and(|known| (known.incarnation, known.nonce) == (incarnation, nonce)) {
-            for row in rows {
+            for row in rows.iter().filter(|_| !removed!("R3-again")) {
                 self.propose_again(fork, row);
             }
             let last = self.log.last().index;
@@ -239,7 +242,7 @@ impl Replica {
         if let Operation::Rebased { command, .. } = &operation {
             self.note_proposed_again(command);
         }
-        self.append_at(row.unix_ms, operation);
+        self.append_at(if removed!("R10-time") { self.unix_ms } else { row.unix_ms }, operation);
     }
 
     /// Tells a server whose batch is committed.

@@ -96,6 +96,7 @@ impl Replica {
     fn lets_a_candidate_finish(&self) -> bool {
         let candidate = self.hard.promised.proposer;
         self.hard.promised > self.view.number
+            && !removed!("V12-finish")
             && self.peers.get(&candidate).is_some_and(|peer| peer.answered)
             && !self.is_dead(candidate)
             && self.now.since(self.role_since) < CANDIDATE_PATIENCE
@@ -826,6 +827,7 @@ impl Replica {
             return self.become_backup();
         }
         let follow = match &self.role {
+            Role::Primary(_) if removed!("R1-stop") => false,
             Role::Primary(_) | Role::Backup => pulse.view > self.view.number,
             Role::Candidate(candidate) => pulse.view > candidate.number,
             Role::Installing(installing) => pulse.view > installing.view.number,
@@ -891,7 +893,7 @@ const _: () = assert!(COLLECTING_MAX.as_millis() < CANDIDATE_PATIENCE.as_millis(
 const STUCK_MS: u32 = 1000;
 
 fn is_stuck(pulse: &Pulse) -> bool {
-    pulse.sync_age_ms >= STUCK_MS
+    pulse.sync_age_ms >= STUCK_MS && !removed!("N9-stuck")
 }
 
 /// Whether a log that ends at `last` lacks little of one that ends at `end` (T4).

@@ -317,6 +317,9 @@ fn judge_standing<F>(found: &mut Scan<F>, notices: &mut Vec<String>) {
 fn rewrite_live<D: Disk>(disk: &D, found: &mut Scan<D::File>) -> Result<(), StorageError> {
     let Some(segment) = found.index.segments.last_entry() else { return Ok(()) };
     let segment = segment.into_mut();
+    if found.tail == Tail::Whole && !found.lost_control && removed!("D2-rewrite") {
+        return Ok(());
+    }
     let mut file = attempt(disk, "create", LIVE_NEW, disk.create(LIVE_NEW))?;
     copy_part(disk, (LIVE, &segment.file), 0..found.good_end, (LIVE_NEW, &mut file))?;
     if found.lost_control || found.tail == Tail::Damaged {
