@@ -17,8 +17,8 @@ use lastword::chat::command::{
 };
 use lastword::config;
 use lastword::message::{
-    Entry, ErrorCode, ErrorResponse, PeerMessage, Position, Pulse, Push, Report, Request, Response, Standing,
-    Standpoint, Status, View, ViewStart,
+    Entry, ErrorCode, ErrorResponse, Mark, PeerMessage, Position, Pulse, Push, Report, Request, Response,
+    Standing, Standpoint, Status, View, ViewStart,
 };
 use lastword::prng::Prng;
 use lastword::row::{Fields, RowError, verify};
@@ -254,6 +254,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         account: AccountId(id(ALICE, 1)),
         command: Command::Send { to: AccountId(id(BOB, 1)), text: "hi, bob".into() },
     });
+    let rows = vec![Arc::new(Entry::new(LogIndex(42), VIEW, TIME, send.clone(), 0))];
     let entries = vec![Arc::new(Entry::new(LogIndex(42), VIEW, TIME, send, 0x1234_abcd))];
     let next = |proposer| ViewNumber { counter: 8, proposer: ServerId(proposer) };
     let report = Report {
@@ -269,6 +270,8 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         closed: false,
         rebasing: false,
     };
+    let digest = std::array::from_fn(|at| 0xd0 + u8::try_from(at).expect("small"));
+    let mark = Mark { index: LogIndex(40), chain: 0x1234_abcd, digest };
     let pulse = Pulse {
         cluster: Some(CLUSTER),
         incarnation: Incarnation(3),
@@ -285,6 +288,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         disk_low: false,
         leaving: false,
         rebasing: false,
+        mark,
     };
     let newcomer = Pulse {
         cluster: None,
@@ -301,7 +305,8 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         broken: true,
         disk_low: true,
         leaving: true,
-        rebasing: false,
+        rebasing: true,
+        mark: Mark::default(),
     };
     let (previous, after, incarnation, commit) = (position(41), position(41), Incarnation(5), index(41));
     vec![
@@ -341,6 +346,9 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         ),
         ("fetch-rows", PeerMessage::FetchRows { after, through: index(42) }),
         ("rows", PeerMessage::Rows { after, entries }),
+        ("rebase", PeerMessage::Rebase { view: VIEW, incarnation, nonce: 13, fork: index(29), rows }),
+        ("rebase-ok", PeerMessage::RebaseOk { view: VIEW, nonce: 13 }),
+        ("differs", PeerMessage::Differs { view: VIEW, mark }),
     ]
 }
 
@@ -1143,7 +1151,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
     ]);
     let primary = prop::option::of((1..=255_u8).prop_map(ServerId));
     let numbers = any::<(u32, u32, u32, u64, u64, u64)>();
-    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 5]>())
+    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 5]>(), any_mark())
         .prop_map(
             |(
                 cluster,
@@ -1152,6 +1160,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
                 view,
                 primary,
                 flags,
+                mark,
             )| Pulse {
                 cluster: cluster.map(ClusterId),
                 incarnation: Incarnation(incarnation),
@@ -1168,8 +1177,17 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
                 disk_low: flags[2],
                 leaving: flags[3],
                 rebasing: flags[4],
+                mark,
             },
         )
+}
+
+fn any_mark() -> impl Strategy<Value = Mark> {
+    any::<(u64, u32, [u8; 32])>().prop_map(|(index, chain, digest)| Mark {
+        index: LogIndex(index),
+        chain,
+        digest,
+    })
 }
 
 fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
@@ -1241,7 +1259,22 @@ fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
         (any_position(), index()).prop_map(|(after, through)| PeerMessage::FetchRows { after, through }),
         any_entries().prop_map(|(after, entries)| PeerMessage::Rows { after, entries }),
     ];
-    prop_oneof![normal, view_change, catch_up]
+    let after_a_split = prop_oneof![
+        (number(), incarnation(), any::<u64>(), index(), any_entries()).prop_map(
+            |(view, incarnation, nonce, fork, (_, rows))| {
+                // Their chains mean nothing on the way.
+                let unchained = |row: &Arc<Entry>| {
+                    let chain = lastword::message::chain_after(0, &row.bytes);
+                    Arc::new(Entry { chain, ..Entry::clone(row) })
+                };
+                let rows = rows.iter().map(unchained).collect();
+                PeerMessage::Rebase { view, incarnation, nonce, fork, rows }
+            }
+        ),
+        (number(), any::<u64>()).prop_map(|(view, nonce)| PeerMessage::RebaseOk { view, nonce }),
+        (number(), any_mark()).prop_map(|(view, mark)| PeerMessage::Differs { view, mark }),
+    ];
+    prop_oneof![normal, view_change, catch_up, after_a_split]
 }
 
 proptest! {

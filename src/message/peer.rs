@@ -83,6 +83,19 @@ pub struct Pulse {
     pub leaving: bool,
     /// The sender has rows that must be proposed again before it may become a member (R7, T4).
     pub rebasing: bool,
+    /// How the sender's state was of late; all zero if it can't tell yet (D7).
+    pub mark: Mark,
+}
+
+/// How a state was after an entry: equal logs must give equal states (D7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The entry.
+    pub index: LogIndex,
+    /// Its chain: which log.
+    pub chain: u32,
+    /// [`crate::chat::State::digest`].
+    pub digest: [u8; 32],
 }
 
 /// A message between two proven servers.
@@ -265,6 +278,13 @@ pub enum PeerMessage {
         after: Position,
         /// The entries.
         entries: Vec<Arc<Entry>>,
+    },
+    /// The receiver has applied the same log as the others and answered otherwise: it must stop (D7).
+    Differs {
+        /// The view the sender leads.
+        view: ViewNumber,
+        /// The sender's own mark.
+        mark: Mark,
     },
     /// Rows of a log that has lost against the primary's, to be proposed again (R3).
     Rebase {

@@ -454,6 +454,7 @@ impl Replica {
         let Installed { state, position, views } = installed;
         self.say(format!("has taken over a checkpoint as of entry {}", position.index));
         self.state = state;
+        self.marks.forget();
         self.log.restart_after(position, views);
         self.commit = position.index;
         self.commit_noted = position.index;

@@ -13,6 +13,7 @@ mod catch_up;
 mod checkpoints;
 mod event;
 mod log;
+mod marks;
 mod peer;
 mod primary;
 mod reads;
@@ -40,6 +41,7 @@ use crate::types::{Incarnation, LogIndex, Member, ServerId, ViewNumber, WriteId}
 use checkpoints::Checkpointing;
 pub use event::*;
 use log::Log;
+use marks::Marks;
 use peer::Peer;
 use primary::Primary;
 use rebase::Rebasing;
@@ -65,6 +67,8 @@ pub struct Replica {
     view: View,
     log: Log,
     state: State,
+    /// D7: how the state was of late.
+    marks: Marks,
     /// Invariant: applied <= commit <= last.
     commit: LogIndex,
     /// The commit index that was last noted on disk, as a hint for recovery.
@@ -164,6 +168,8 @@ enum Held {
     MovedAside,
     /// A file of diverged rows is gone (R7).
     Forgotten,
+    /// This server knows at its next start that its tables are wrong (D7), and for what reason it stops.
+    Distrusted(String),
 }
 
 impl Replica {
@@ -198,6 +204,7 @@ impl Replica {
             commit: applied.index,
             commit_noted: applied.index,
             state,
+            marks: Marks::default(),
             peers,
             role: Role::Starting,
             role_since: now,
@@ -480,6 +487,7 @@ impl Replica {
                 self.on_rebase(from, view, incarnation, nonce, fork, &rows);
             }
             PeerMessage::RebaseOk { view, nonce } => self.on_rebase_ok(from, view, nonce),
+            PeerMessage::Differs { view, mark } => self.on_differs(from, view, mark),
             PeerMessage::UseCheckpoint { view, index } => self.on_use_checkpoint(from, view, index),
             PeerMessage::FetchCheckpoint { view, index, offset } => {
                 self.on_fetch_checkpoint(from, view, index, offset);
@@ -507,6 +515,7 @@ impl Replica {
                 Held::Installed { leader, number } => self.on_installed(leader, number),
                 Held::MovedAside => self.on_moved_aside(),
                 Held::Forgotten => self.on_forgotten(),
+                Held::Distrusted(reason) => self.on_distrusted(reason),
             }
         }
         match &self.role {
@@ -641,6 +650,7 @@ impl Replica {
             disk_low: self.disk_low,
             leaving: self.stopping.is_some(),
             rebasing: self.rebasing.is_pending(),
+            mark: self.marks.newest(),
         }
     }
 
@@ -686,6 +696,7 @@ impl Replica {
         if matches!(self.role, Role::Primary(_)) && pulse.view == self.view.number {
             if pulse.standpoint == Standpoint::Backup {
                 self.on_prepare_ok(from, pulse.view, pulse.incarnation, pulse.synced);
+                self.compare(from, &pulse.mark);
             }
         } else if matches!(self.role, Role::Backup) && from == self.view.primary() {
             self.on_primary_pulse(from, &pulse);
@@ -832,6 +843,7 @@ impl Replica {
             self.checkpointing.on_applied(self.now, entry.bytes.len() as u64);
             let unix_ms = if removed!("N3-time") { self.unix_ms } else { entry.unix_ms };
             let outcome = self.state.apply(entry.index, unix_ms, entry.chain, &entry.operation);
+            self.maybe_mark(&entry);
             self.on_applied(&entry, outcome);
         }
         self.log.forget_applied(self.state.index());

@@ -1,6 +1,6 @@
 //! The primary of an active view: appending, committing, and keeping the view to those that keep up (N2-N10, V10).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::message::{Entry, PeerMessage, Position, Write};
 use crate::time::Instant;
 use crate::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 
+use super::marks::Compared;
 use super::reads::Reads;
 use super::rebase::Proposed;
 use super::{Replica, Role};
@@ -46,6 +47,9 @@ pub(super) struct Primary {
     pub(super) reads: Reads,
     /// The last batch of diverged rows of each server (R3).
     pub(super) proposed: BTreeMap<ServerId, Proposed>,
+    /// Whether the members' states are the same (D7), and who was told that its own is wrong.
+    pub(super) compared: Compared,
+    pub(super) told: BTreeSet<ServerId>,
 }
 
 impl Primary {
@@ -65,6 +69,8 @@ impl Replica {
             regroup_after: self.now + VIEW_SETTLES,
             reads: Reads::default(),
             proposed: BTreeMap::new(),
+            compared: Compared::default(),
+            told: BTreeSet::new(),
         };
         for peer in self.peers.values_mut() {
             peer.slow_since = None;

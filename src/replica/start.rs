@@ -172,6 +172,7 @@ impl Replica {
         self.view = View::default();
         self.write(Write::View(View::default()));
         self.state = State::new();
+        self.marks.forget();
         self.commit = LogIndex::ZERO;
         self.commit_noted = LogIndex::ZERO;
         self.checkpointing.forget();

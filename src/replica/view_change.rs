@@ -850,10 +850,13 @@ impl Replica {
         }
     }
 
-    /// Rotten rows are being filled in, a checkpoint is being put in place, or rows that were applied are being moved
-    /// aside: the log must not move meanwhile.
+    /// Rotten rows are being filled in, a checkpoint is being put in place, rows that were applied are being moved
+    /// aside, or this server is about to stop because it is not to be trusted: the log must not move meanwhile.
     pub(super) fn is_occupied(&self) -> bool {
-        self.repairing.is_under_way() || self.checkpointing.is_installing() || self.rebasing.diverging
+        self.repairing.is_under_way()
+            || self.checkpointing.is_installing()
+            || self.rebasing.diverging
+            || self.hard.standing == Standing::Distrusted
     }
 
     fn rebases_as_learner(&self) -> bool {

@@ -102,6 +102,8 @@ opcodes! {
     REBASE = 0x65;
     /// [`crate::message::PeerMessage::RebaseOk`]
     REBASE_OK = 0x66;
+    /// [`crate::message::PeerMessage::Differs`]
+    DIFFERS = 0x67;
 
     /// Answers a ping.
     PONG = 0x81;

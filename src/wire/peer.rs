@@ -8,7 +8,7 @@ use super::codec::{Frame, write_frame};
 use super::field::{DecodeError, Reader, VIEW_BYTES, put_bytes, put_list, put_long_list, put_view};
 use super::opcode;
 use crate::message::{
-    Entry, PeerMessage, Position, Pulse, Report, Standing, Standpoint, View, ViewStart, ViewTable,
+    Entry, Mark, PeerMessage, Position, Pulse, Report, Standing, Standpoint, View, ViewStart, ViewTable,
 };
 use crate::row::Fields;
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId};
@@ -159,6 +159,10 @@ fn put_catch_up(out: &mut BytesMut, message: &PeerMessage) {
             put_view(out, *view);
             out.put_u64(*nonce);
         }
+        PeerMessage::Differs { view, mark } => {
+            put_view(out, *view);
+            put_mark(out, mark);
+        }
         other => unreachable!("{other:?} is no message of catching up"),
     }
 }
@@ -188,6 +192,7 @@ const fn message_opcode(message: &PeerMessage) -> u8 {
         PeerMessage::Rows { .. } => opcode::ROWS,
         PeerMessage::Rebase { .. } => opcode::REBASE,
         PeerMessage::RebaseOk { .. } => opcode::REBASE_OK,
+        PeerMessage::Differs { .. } => opcode::DIFFERS,
     }
 }
 
@@ -200,7 +205,7 @@ pub fn decode(frame: &Frame) -> Result<PeerMessage, DecodeError> {
     let message = match frame.opcode {
         opcode::HEARTBEAT..=opcode::BARRIER_OK => read_normal(frame.opcode, &mut reader)?,
         opcode::PRE_VOTE..=opcode::NEW_VIEW_OK => read_view_change(frame.opcode, &mut reader)?,
-        opcode::FETCH..=opcode::REBASE_OK => read_catch_up(frame.opcode, &mut reader)?,
+        opcode::FETCH..=opcode::DIFFERS => read_catch_up(frame.opcode, &mut reader)?,
         opcode => return Err(unknown(opcode)),
     };
     reader.finish()?;
@@ -306,6 +311,7 @@ fn read_catch_up(opcode: u8, r: &mut Reader<'_>) -> Result<PeerMessage, DecodeEr
             rows: read_rows(r)?,
         },
         opcode::REBASE_OK => PeerMessage::RebaseOk { view: r.view("view")?, nonce: r.u64("nonce")? },
+        opcode::DIFFERS => PeerMessage::Differs { view: r.view("view")?, mark: read_mark(r)? },
         opcode => return Err(unknown(opcode)),
     })
 }
@@ -433,6 +439,7 @@ fn put_pulse(out: &mut BytesMut, pulse: &Pulse) {
             | flag(pulse.leaving, PULSE_LEAVING)
             | flag(pulse.rebasing, PULSE_REBASING),
     );
+    put_mark(out, &pulse.mark);
 }
 
 fn read_pulse(r: &mut Reader<'_>) -> Result<Pulse, DecodeError> {
@@ -467,7 +474,18 @@ fn read_pulse(r: &mut Reader<'_>) -> Result<Pulse, DecodeError> {
         disk_low: flags & PULSE_DISK_LOW != 0,
         leaving: flags & PULSE_LEAVING != 0,
         rebasing: flags & PULSE_REBASING != 0,
+        mark: read_mark(r)?,
     })
+}
+
+fn put_mark(out: &mut BytesMut, mark: &Mark) {
+    out.put_u64(mark.index.0);
+    out.put_u32(mark.chain);
+    out.put_slice(&mark.digest);
+}
+
+fn read_mark(r: &mut Reader<'_>) -> Result<Mark, DecodeError> {
+    Ok(Mark { index: r.index("mark index")?, chain: r.u32("mark chain")?, digest: r.array("mark digest")? })
 }
 
 /// A cluster's id after a byte that says whether there is one.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastword::chat::{Restore, State};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
     Request, Response, Write,
@@ -13,6 +14,7 @@ use lastword::prng::Prng;
 use lastword::replica::{
     Config, Effect, Event, Exit, FirstRole, HashId, HashJob, Hashed, LinkState, Notice, ReadId, Replica,
 };
+use lastword::row::{Fields, verify};
 use lastword::storage::{
     Checkpoints, CommitLog, Disk as _, LogReader, MemoryDisk, Opened, StorageError, read_diverged,
 };
@@ -27,6 +29,23 @@ use crate::world::{Action, Life, World, trace};
 
 /// With less space left new writes are refused (D3); the real server's limit is larger.
 pub(crate) const SPACE_LOW_BYTES: u64 = 32 * 1024;
+
+/// The same state, but for one bit of its digest: as if a reply had been another one.
+fn spoil(state: &mut State) -> State {
+    let mut digest = state.digest();
+    digest[0] ^= 1;
+    let mut restore = Restore::new(state.index(), digest);
+    let mut fields = Fields::new();
+    state.begin_checkpoint();
+    while let Some(slice) = state.next_slice(64) {
+        for line in slice.rows.split_inclusive(|byte| *byte == b'\n') {
+            let row = verify(line.trim_ascii_end()).expect("a row as it was written");
+            fields.parse(row, slice.table.header().len()).expect("its fields");
+            restore.row(slice.table, &fields).expect("what the table is made of");
+        }
+    }
+    restore.finish().expect("it was whole")
+}
 
 /// The id of the server at this place.
 pub(crate) fn server_id(at: usize) -> ServerId {
@@ -72,6 +91,8 @@ pub(crate) struct Server {
     pub broken_for_ever: bool,
     /// Cut off for ever: what it does by itself from now on is not compared to the others.
     pub given_up: bool,
+    /// Its next process starts with a state that has answered otherwise than the others' (D7).
+    pub spoilt: bool,
     /// The process.
     pub process: Option<Process>,
     /// It stops in order, and somebody types the command line again afterwards.
@@ -163,6 +184,7 @@ impl Server {
             backup: None,
             broken_for_ever: false,
             given_up: false,
+            spoilt: false,
             process: None,
             restarts: false,
             exited: None,
@@ -214,7 +236,7 @@ impl World {
         server.exited = None;
         server.restarts = false;
         server.disk_fault = server.disk_fault.filter(|fault| *fault == Fault::ShortWrite);
-        let Opened { recovered, log, reader, checkpoints, notices } = match self.open_directory(at) {
+        let Opened { mut recovered, log, reader, checkpoints, notices } = match self.open_directory(at) {
             Ok(opened) => opened,
             Err(error) => return self.on_refused_directory(at, &error),
         };
@@ -230,6 +252,9 @@ impl World {
         );
         let server = &mut self.servers[at];
         let now = server.clock.monotonic(self.now);
+        if server.spoilt {
+            recovered.state = spoil(&mut recovered.state);
+        }
         self.checks.on_start(at, &recovered);
         server.process = Some(Process {
             life,
@@ -484,6 +509,7 @@ impl World {
                 let down = self.between(Duration::from_millis(10), self.swarm.down_max);
                 self.after(down, Action::Mishap(Mishap::Start(at)));
             }
+            Exit::Refused(_) if self.servers[at].spoilt => {}
             Exit::Refused(_) | Exit::Disk(_) => panic!("server {} ends its process: {exit:?}", at + 1),
         }
         self.crash(at, Death::Kill);
