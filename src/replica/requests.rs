@@ -64,30 +64,12 @@ struct Job {
 
 #[derive(Debug)]
 enum AfterHash {
-    Register {
-        name: String,
-        token: TokenHash,
-    },
-    Login {
-        account: AccountId,
-        checked: RequestId,
-        token: TokenHash,
-    },
+    Register { name: String, token: TokenHash },
+    Login { account: AccountId, checked: RequestId, token: TokenHash },
     RefuseLogin,
-    DeleteAccount {
-        account: AccountId,
-        checked: RequestId,
-    },
-    VerifyThenChange {
-        connection: ConnectionId,
-        account: AccountId,
-        checked: RequestId,
-        new_password: String,
-    },
-    Change {
-        account: AccountId,
-        checked: RequestId,
-    },
+    DeleteAccount { account: AccountId, checked: RequestId },
+    VerifyThenChange { connection: ConnectionId, account: AccountId, checked: RequestId, new_password: String },
+    Change { account: AccountId, checked: RequestId },
 }
 
 impl Requests {
