@@ -65,9 +65,10 @@ struct Serve {
     /// Which entry of the cluster list this server is, if its address does not tell.
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// After so many seconds a start from disk goes on with everyone who answers [default: wait for all].
-    #[arg(long, value_name = "S")]
-    cold_wait: Option<u32>,
+    /// After so many seconds a start from disk goes on with everyone who answers; what a missing server knew comes
+    /// back with it. `never`: wait for all who may know more.
+    #[arg(long, value_name = "S", default_value = "15", value_parser = cold_wait)]
+    cold_wait: ColdWait,
     /// Refuse to write while fewer servers hold copies.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     min_copies: u8,
@@ -80,6 +81,18 @@ struct Serve {
     /// Create a new cluster although another one is known beside the key.
     #[arg(long)]
     new_cluster: bool,
+}
+
+/// How long a start from disk waits for all who may know more; none: for ever.
+#[derive(Clone, Copy, Debug)]
+struct ColdWait(Option<Duration>);
+
+fn cold_wait(text: &str) -> Result<ColdWait, String> {
+    if text == "never" {
+        return Ok(ColdWait(None));
+    }
+    let seconds = text.parse::<u32>().map_err(|_| "expected a number of seconds, or `never`".to_owned())?;
+    Ok(ColdWait(Some(Duration::from_secs(u64::from(seconds)))))
 }
 
 /// An address to listen on; IPv6 may stand in brackets.
@@ -179,7 +192,7 @@ fn options(first_role: FirstRole, serve: Serve) -> Result<(Options, SocketAddr),
         first_role,
         data: serve.data.unwrap_or_else(|| Path::new("data").join(serve.port.to_string())),
         key: serve.key,
-        cold_wait: serve.cold_wait.map(|seconds| Duration::from_secs(u64::from(seconds))),
+        cold_wait: serve.cold_wait.0,
         min_copies: serve.min_copies,
         evidence: !serve.no_evidence,
         new_cluster: serve.new_cluster,

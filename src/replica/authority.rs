@@ -20,7 +20,7 @@ pub(super) struct Ballot<'a> {
     pub(super) reports: &'a BTreeMap<ServerId, Report>,
     /// The highest incarnation known of each server.
     pub(super) incarnations: &'a BTreeMap<ServerId, Incarnation>,
-    /// The cold start has waited long enough: go on without those that are known dead, provisionally.
+    /// The cold start has waited long enough: go on with everyone who answers, provisionally.
     pub(super) waited: bool,
 }
 
@@ -33,8 +33,9 @@ pub(super) struct Formation {
     pub(super) sources: Vec<ServerId>,
     /// The source with the longest log: that log starts the view (V4).
     pub(super) longest: ServerId,
-    /// Not everyone who may hold acknowledged entries has answered.
-    pub(super) provisional: bool,
+    /// Those who may hold acknowledged entries and have not answered: for their sake the view is *provisional*. What
+    /// they have is proposed again when they come back (R3).
+    pub(super) without: Vec<ServerId>,
 }
 
 /// No view may be formed yet.
@@ -66,7 +67,7 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         return Err(Awaited { servers: others(ballot), why: "knows of a view" });
     };
     let missing = missing_witnesses(ballot, &installed);
-    let sources = sources(ballot, &installed, missing.is_empty());
+    let sources = sources(ballot, &installed, missing.is_empty() || ballot.waited);
     let Some(longest) = longest(ballot, &sources) else {
         let why = "holds the last view whole";
         return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
@@ -77,8 +78,8 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
     if !settled && !ballot.waited {
         return Err(Awaited { servers: missing, why: "may have acknowledged later messages" });
     }
-    let provisional = !settled;
-    Ok(Formation { installed, sources, longest, provisional })
+    let without = if settled { Vec::new() } else { missing };
+    Ok(Formation { installed, sources, longest, without })
 }
 
 /// After an orderly stop of all members any majority of them may start without the rest: a later view can only have
@@ -118,8 +119,8 @@ fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> boo
     ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
 }
 
-/// V3 with D4: a suspect disk is a source only if there is no whole one and everyone who matters has answered.
-fn sources(ballot: &Ballot<'_>, installed: &View, all_answered: bool) -> Vec<ServerId> {
+/// V3 with D4: a suspect disk is a source only if there is no whole one, and none is waited for any longer.
+fn sources(ballot: &Ballot<'_>, installed: &View, all_heard: bool) -> Vec<ServerId> {
     let holding = |standing: Standing| -> Vec<ServerId> {
         let holds = |server: &ServerId, report: &Report| {
             (report.installed.number == installed.number || removed!("V3-last-view"))
@@ -135,7 +136,7 @@ fn sources(ballot: &Ballot<'_>, installed: &View, all_answered: bool) -> Vec<Ser
             .collect()
     };
     let whole = holding(Standing::Whole);
-    if whole.is_empty() && all_answered { holding(Standing::Suspect) } else { whole }
+    if whole.is_empty() && all_heard { holding(Standing::Suspect) } else { whole }
 }
 
 /// V4: the longest log among the sources; of equal ones the first listed.
@@ -184,12 +185,16 @@ mod tests {
     }
 
     fn decide(reports: &[(u8, Report)], dead: &[u8]) -> Result<Formation, Awaited> {
+        decide_after(false, reports, dead)
+    }
+
+    fn decide_after(waited: bool, reports: &[(u8, Report)], dead: &[u8]) -> Result<Formation, Awaited> {
         may_form(&Ballot {
             configured: &ALL,
             dead: &dead.iter().map(|&id| ServerId(id)).collect(),
             reports: &reports.iter().map(|(id, report)| (ServerId(*id), report.clone())).collect(),
             incarnations: &ALL.iter().map(|&id| (id, Incarnation(1))).collect(),
-            waited: false,
+            waited,
         })
     }
 
@@ -199,7 +204,7 @@ mod tests {
         let mut survivor = report(&last, 9);
         survivor.continuous = true;
         let formation = decide(&[(3, survivor)], &[1, 2]).unwrap();
-        assert_eq!((formation.longest, formation.provisional), (ServerId(3), false));
+        assert_eq!((formation.longest, formation.without), (ServerId(3), Vec::new()));
     }
 
     #[test]
@@ -207,6 +212,19 @@ mod tests {
         let last = view(7, 1, &[1, 2, 3]);
         let awaited = decide(&[(3, report(&last, 9))], &[1, 2]).unwrap_err();
         assert_eq!(awaited.servers, [ServerId(1), ServerId(2)]);
+    }
+
+    #[test]
+    fn after_a_while_whoever_answers_goes_on_provisionally_even_from_a_suspect_disk() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let formation = decide_after(true, &[(3, report(&last, 9))], &[1, 2]).unwrap();
+        assert_eq!(formation.without, [ServerId(1), ServerId(2)]);
+        let mut suspect = report(&last, 9);
+        suspect.standing = Standing::Suspect;
+        assert_eq!(decide_after(true, &[(3, suspect)], &[1, 2]).unwrap().sources, [ServerId(3)]);
+        let mut wiped = report(&last, 0);
+        wiped.standing = Standing::Partial;
+        assert!(decide_after(true, &[(3, wiped)], &[1, 2]).is_err());
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl Replica {
         self.backoff = (self.now, 0);
         self.suspected_since = None;
         self.awaited = None;
+        self.provisional.clear();
         self.primary_heard = self.now;
         self.fetch_asked = None;
         self.become_role(Role::Backup);

@@ -97,6 +97,8 @@ pub struct Replica {
     counter_heard: u32,
     /// V2: this process installed the present view, was not told that it is dropped, and was not paused since.
     whole_life: bool,
+    /// As the primary: whose return is still awaited although the cluster goes on, since it waited long enough.
+    provisional: BTreeSet<ServerId>,
     /// Whom this server waits for, as last said.
     awaited: Option<authority::Awaited>,
 
@@ -218,6 +220,7 @@ impl Replica {
             backoff: (now, 0),
             counter_heard: 0,
             whole_life: false,
+            provisional: BTreeSet::new(),
             awaited: None,
             requests: Requests::default(),
             primary_heard: now,
@@ -371,6 +374,10 @@ impl Replica {
         match self.awaits() {
             Some(awaited) => self.describe_awaited(awaited),
             None if self.rebasing.is_pending() => self.rebasing.note().unwrap_or_default(),
+            None if !self.provisional.is_empty() && matches!(self.role, Role::Primary(_)) => {
+                let names = self.names(&self.provisional.iter().copied().collect::<Vec<_>>());
+                format!("provisional: goes on without {names}, which may hold acknowledged messages")
+            }
             None if self.disk_low => "the disk is nearly full".to_owned(),
             None => String::new(),
         }

@@ -78,6 +78,7 @@ impl Replica {
         self.backoff = (self.now, 0);
         self.suspected_since = None;
         self.awaited = None;
+        self.provisional.retain(|id| self.view.member(*id).is_none());
         self.whole_life = true;
         self.become_role(Role::Primary(primary));
         let (primary, members) = (self.me, self.view.members.clone());

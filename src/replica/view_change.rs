@@ -237,10 +237,12 @@ impl Replica {
         match self.decide(&reports, &dead) {
             // Whoever leads holds the last view: what its log lacks of the longest is fetched first (V4).
             Ok(formation) if formation.sources.contains(&self.me) => {
-                if formation.provisional {
-                    self.warn(
-                        "goes on without servers that may hold acknowledged messages (--cold-wait)".into(),
-                    );
+                if !formation.without.is_empty() {
+                    let names = self.names(&formation.without);
+                    self.warn(format!(
+                        "goes on provisionally, without {names} (--cold-wait): what was acknowledged there and is \
+                         missing here comes back with it"
+                    ));
                 }
                 let leaving = |id: &ServerId| {
                     self.peers.get(id).and_then(|p| p.pulse.as_ref()).is_some_and(|pulse| pulse.leaving)
@@ -273,11 +275,15 @@ impl Replica {
     }
 
     pub(super) fn describe_awaited(&self, awaited: &Awaited) -> String {
+        format!("waits for {}: {}", self.names(&awaited.servers), awaited.why)
+    }
+
+    /// These servers, for a person.
+    pub(super) fn names(&self, servers: &[ServerId]) -> String {
         let name = |server: &ServerId| {
             format!("server {server} ({})", self.config.servers[usize::from(server.0) - 1])
         };
-        let names: Vec<_> = awaited.servers.iter().map(name).collect();
-        format!("waits for {}: {}", names.join(" and "), awaited.why)
+        servers.iter().map(name).collect::<Vec<_>>().join(" and ")
     }
 
     /// Known dead, for the view authority. A cold start whose own last view is only itself, with nothing
@@ -580,6 +586,7 @@ impl Replica {
             .filter(|(server, report)| !dropped(server) && fits(server, report))
             .map(|(server, report)| Member { server: *server, incarnation: report.incarnation })
             .collect();
+        self.provisional.extend(&formation.without);
         self.lead_new_view(View { number, members }, was_primary);
     }
 
