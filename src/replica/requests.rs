@@ -68,7 +68,7 @@ enum AfterHash {
     Login { account: AccountId, checked: RequestId, token: TokenHash },
     RefuseLogin,
     DeleteAccount { account: AccountId, checked: RequestId },
-    VerifyThenChange { connection: ConnectionId, account: AccountId, checked: RequestId, new_password: String },
+    VerifyThenChange { connection: ConnectionId, account: AccountId, checked: RequestId, new: String },
     Change { account: AccountId, checked: RequestId },
 }
 
@@ -388,7 +388,7 @@ impl Replica {
                 }
                 let connection = call.connection;
                 return self.verify_then(&call, id, account, password, |checked| {
-                    AfterHash::VerifyThenChange { connection, account, checked, new_password }
+                    AfterHash::VerifyThenChange { connection, account, checked, new: new_password }
                 });
             }
             _ => unreachable!("every other request is a read or a login"),
@@ -511,11 +511,8 @@ impl Replica {
                 let command = Command::DeleteAccount { checked };
                 return self.log_command(id, account, command);
             }
-            (
-                Hashed::Verified(true),
-                AfterHash::VerifyThenChange { connection, account, checked, new_password },
-            ) => {
-                let job = HashJob::New { password: new_password };
+            (Hashed::Verified(true), AfterHash::VerifyThenChange { connection, account, checked, new }) => {
+                let job = HashJob::New { password: new };
                 return self.hash(connection, String::new(), job, id, AfterHash::Change { account, checked });
             }
             (Hashed::New(password), AfterHash::Change { account, checked }) => {
