@@ -1,8 +1,8 @@
 //! Checkpoints: the tables of the state as of one index, in a directory of their own (T5, D6).
 //!
 //! `checkpoints/INDEX/` holds a CSV file for each table and `checkpoint.csv`, which says as of which entry they are
-//! and what each file must amount to. `checkpoints/current` is a link that one rename replaces, and `user_table.csv`
-//! and `queued_messages.csv` in the data directory link through it. Two generations stay.
+//! and what each file must amount to. `checkpoints/current` is a link that one rename replaces, and `user_table.csv`,
+//! `queued_messages.csv` and `conflicts.csv` in the data directory link through it. Two generations stay.
 
 use bytes::Bytes;
 
@@ -31,7 +31,7 @@ const MANIFEST: &str = "checkpoint.csv";
 const MANIFEST_HEADER: &str = "kind,index,view,chain,file,rows,bytes,crc32,text,crc\n";
 const MANIFEST_FIELDS: usize = 9;
 /// Tables that a person finds in the data directory itself.
-const LINKED: [Table; 2] = [Table::Users, Table::Queued];
+const LINKED: [Table; 3] = [Table::Users, Table::Queued, Table::Conflicts];
 /// How many rows lie between two reports of progress.
 const PROGRESS_ROWS: u64 = 500_000;
 
