@@ -13,7 +13,8 @@ use proptest::prelude::*;
 use tokio_util::codec::Decoder as _;
 
 use lastword::chat::command::{
-    AccountPage, ClientCommand, Command, MessagePage, MessageView, Operation, Reply,
+    AccountPage, ClientCommand, Command, ConflictPage, ConflictView, MessagePage, MessageView, Operation,
+    Reply,
 };
 use lastword::config;
 use lastword::message::{
@@ -144,6 +145,19 @@ fn message() -> MessageView {
     }
 }
 
+fn conflict() -> ConflictView {
+    ConflictView {
+        cursor: 42,
+        request: id(ALICE, 5),
+        unix_ms: TIME,
+        reason: "no_such_recipient".into(),
+        command: "send".into(),
+        account: "alice".into(),
+        other: "[deleted]".into(),
+        text: "hi, bob".into(),
+    }
+}
+
 fn request_examples() -> Vec<(&'static str, u32, Request)> {
     let anonymous = |register: bool| {
         let (name, password) = ("bob".into(), "battery staple".into());
@@ -179,6 +193,7 @@ fn request_examples() -> Vec<(&'static str, u32, Request)> {
         ("delete", 7, Request::Delete { messages: vec![of_alice(2), of_alice(6)] }),
         ("history", 6, Request::History { with: "bob".into(), before: 0, limit: 20 }),
         ("history-of-the-tour", 0, Request::History { with: "bob".into(), before: 0, limit: 0 }),
+        ("conflicts", 0, Request::Conflicts { after: 0, limit: 0 }),
     ]
 }
 
@@ -189,6 +204,8 @@ fn server_examples() -> Vec<(&'static str, u32, Meaning)> {
         let (text, primary) = (text.to_owned(), primary.to_owned());
         response(Response::Error(ErrorResponse { code, maybe_executed, text, primary }))
     };
+    let late =
+        MessageView { id: of_alice(3), late: true, cursor: 43, text: "still there?".into(), ..message() };
     vec![
         ("pong", 1, response(Response::Pong)),
         ("subscribed", 5, response(Response::Subscribed)),
@@ -232,6 +249,12 @@ fn server_examples() -> Vec<(&'static str, u32, Meaning)> {
         ("error-not-primary", 2, error(ErrorCode::NotPrimary, false, "server 1 leads", "127.0.0.1:1538")),
         ("error-interrupted", 2, error(ErrorCode::Interrupted, true, "the server stops", "")),
         ("push-message", 0, Meaning::FromServer(FromServer::Push(Push::Message(message())))),
+        (
+            "conflicts-are",
+            0,
+            response(Response::Conflicts(ConflictPage { conflicts: vec![conflict()], more: false })),
+        ),
+        ("push-message-late", 0, Meaning::FromServer(FromServer::Push(Push::Message(late)))),
         ("push-session-ended", 0, Meaning::FromServer(FromServer::Push(Push::SessionEnded))),
     ]
 }
@@ -720,6 +743,8 @@ fn a_count_beyond_the_frame_is_refused() {
         ("prepare", 39, 4),
         ("fetched", 47, 4),
         ("rows", 26, 4),
+        ("conflicts-are", 10, 2),
+        ("rebase", 34, 4),
     ];
     let examples = examples();
     for (name, offset, size) in lists {
@@ -949,6 +974,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         any_ids().prop_map(|messages| Request::Acknowledge { messages }),
         any_ids().prop_map(|messages| Request::Delete { messages }),
         page.prop_map(|(with, before, limit)| Request::History { with, before, limit }),
+        any::<(u64, u16)>().prop_map(|(after, limit)| Request::Conflicts { after, limit }),
         Just(Request::Subscribe),
         Just(Request::Status),
         Just(Request::Ping),
@@ -967,6 +993,21 @@ fn any_message() -> impl Strategy<Value = MessageView> {
             delivered,
             late,
             cursor,
+            text,
+        },
+    )
+}
+
+fn any_conflict() -> impl Strategy<Value = ConflictView> {
+    (any::<(u64, u64)>(), any_id(), prop::array::uniform5(any_text())).prop_map(
+        |((cursor, unix_ms), request, [reason, command, account, other, text])| ConflictView {
+            cursor,
+            request,
+            unix_ms,
+            reason,
+            command,
+            account,
+            other,
             text,
         },
     )
@@ -1032,6 +1073,8 @@ fn any_response() -> impl Strategy<Value = Response> {
         (prop::collection::vec(any_message(), 0..4), any::<bool>())
             .prop_map(|(messages, more)| Response::Messages(MessagePage { messages, more })),
         names.prop_map(|(names, next)| Response::Accounts(AccountPage { names, next })),
+        (prop::collection::vec(any_conflict(), 0..4), any::<bool>())
+            .prop_map(|(conflicts, more)| Response::Conflicts(ConflictPage { conflicts, more })),
         Just(Response::Subscribed),
         any_status().prop_map(Response::Status),
         Just(Response::Pong),
@@ -1059,14 +1102,10 @@ fn any_command() -> impl Strategy<Value = Command> {
             password,
             token
         }),
-        (any_id(), any::<[u8; 32]>())
-            .prop_map(|(checked, token)| Command::Login { checked, token }),
+        (any_id(), any::<[u8; 32]>()).prop_map(|(checked, token)| Command::Login { checked, token }),
         any::<bool>().prop_map(|everywhere| Command::Logout { everywhere }),
         any_id().prop_map(|checked| Command::DeleteAccount { checked }),
-        (any_id(), any_text()).prop_map(|(checked, password)| Command::ChangePassword {
-            checked,
-            password
-        }),
+        (any_id(), any_text()).prop_map(|(checked, password)| Command::ChangePassword { checked, password }),
         (any_account(), any_text()).prop_map(|(to, text)| Command::Send { to, text }),
         any_ids().prop_map(|messages| Command::Acknowledge { messages }),
         any_ids().prop_map(|messages| Command::Delete { messages }),
@@ -1083,13 +1122,15 @@ fn any_operation() -> impl Strategy<Value = Operation> {
             }),
         1 => Just(Operation::Closed),
         1 => any::<u64>().prop_map(|before_unix_ms| Operation::Expire { before_unix_ms }),
-        8 => (any_id(), any::<u64>(), any_account(), any_command()).prop_map(
-            |(request, acknowledged, account, command)| Operation::Command(ClientCommand {
-                request,
-                acknowledged: RequestNumber(acknowledged),
-                account,
-                command
-            })
+        8 => (any_id(), any::<u64>(), any_account(), any_command(), prop::option::of(any::<u64>())).prop_map(
+            |(request, acknowledged, account, command, fork)| {
+                let acknowledged = RequestNumber(acknowledged);
+                let command = ClientCommand { request, acknowledged, account, command };
+                match fork {
+                    None => Operation::Command(command),
+                    Some(fork) => Operation::Rebased { fork: LogIndex(fork), command },
+                }
+            }
         ),
     ]
 }
@@ -1123,7 +1164,14 @@ fn any_report() -> impl Strategy<Value = Report> {
     let installed = (any_view_number(), any_members()).prop_map(|(number, members)| View { number, members });
     (any::<(u32, bool, bool, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing)
         .prop_map(
-            |((incarnation, continuous, empty, closed, rebasing), promised, outstanding, installed, last, standing)| {
+            |(
+                (incarnation, continuous, empty, closed, rebasing),
+                promised,
+                outstanding,
+                installed,
+                last,
+                standing,
+            )| {
                 Report {
                     incarnation: Incarnation(incarnation),
                     born: Incarnation(incarnation / 2),
@@ -1239,8 +1287,11 @@ fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
         (number(), any_entries(), index(), index()).prop_map(|(view, (previous, entries), commit, last)| {
             PeerMessage::Fetched { view, previous, entries, commit, last }
         }),
-        (number(), any_position(), index())
-            .prop_map(|(view, last, shared)| PeerMessage::Diverged { view, last, shared }),
+        (number(), any_position(), index()).prop_map(|(view, last, shared)| PeerMessage::Diverged {
+            view,
+            last,
+            shared
+        }),
         (number(), index()).prop_map(|(view, index)| PeerMessage::UseCheckpoint { view, index }),
         (number(), index(), any::<u64>()).prop_map(|(view, index, offset)| PeerMessage::FetchCheckpoint {
             view,
