@@ -308,7 +308,8 @@ impl Fields {
     }
 
     fn parse_quoted(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
-        let reader = self.reader.get_or_insert_default();
+        // Not the default: that one has no tables yet, and takes a whole row for one field.
+        let reader = self.reader.get_or_insert_with(|| Box::new(csv_core::Reader::new()));
         reader.reset();
         if self.unquoted.len() < row.len() + 1 {
             self.unquoted.resize(row.len() + 1, 0);
