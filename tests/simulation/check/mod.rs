@@ -93,13 +93,13 @@ impl Checks {
 impl World {
     /// Looks at a server that has just done something.
     pub(crate) fn check_after_step(&mut self, at: usize) {
+        self.checks.bounds.on_drained(at);
         if self.servers[at].given_up {
             return;
         }
         let Some(replica) = self.servers[at].replica() else { return };
         let now = self.servers[at].clock.monotonic(self.now);
         self.checks.steps += 1;
-        self.checks.bounds.on_drained(at);
         let changed = self.checks.order.check(at, replica);
         if !changed {
             return;
