@@ -142,6 +142,8 @@ fn break_the_rest(world: &mut World, core: &[usize]) -> Vec<(usize, Broken)> {
         trace!(world, "server {} is broken for ever: {kind:?}", at + 1);
         world.faults.count(Fault::ForEver);
         broken.push((at, kind));
+        // A member's full disk stops the others for as long as it is full (D3), which is none of the kinds.
+        world.free_space(at);
         world.servers[at].broken_for_ever = true;
         break_one(world, core, at, kind);
     }

@@ -266,7 +266,8 @@ impl World {
         self.after(freed, Action::Mishap(Mishap::SpaceFreed(at)));
     }
 
-    fn free_space(&mut self, at: usize) {
+    /// The disk has space again.
+    pub(crate) fn free_space(&mut self, at: usize) {
         let server = &mut self.servers[at];
         server.disk.set_space(None);
         server.disk_fault = server.disk_fault.filter(|fault| *fault != Fault::ShortWrite);
