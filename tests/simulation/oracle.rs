@@ -443,6 +443,8 @@ impl Oracle {
         let call = match (op, code) {
             (_, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn) => return,
             (_, ErrorCode::ReplyForgotten) if sent > 1 => return,
+            // R3: not committed by a primary that was replaced, and proposed again by the next.
+            (_, ErrorCode::Conflict) => return,
             _ if self.split => return,
             (Op::Delete(ids), ErrorCode::NoSuchMessage) => {
                 let numbers = self.numbers(ids);

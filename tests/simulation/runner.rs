@@ -131,6 +131,10 @@ pub(crate) fn heal_and_check(world: &mut World) {
         client.lively = false;
     }
     let max = if world.swarm.slow_disks { HEALING_SLOW_MAX } else { HEALING_MAX };
+    if world.split && !world.run_until(max, is_whole) {
+        // What a client is told before that may be told by a side that is about to lose.
+        panic!("the cluster is not whole {max:?} after a split; {}", describe(world));
+    }
     let fresh = world.add_client();
     world.wish(fresh, Op::Send { to: fresh, text: "to myself, after healing".into() });
     world.wish(fresh, Op::Read);
