@@ -9,7 +9,7 @@ use crate::message::{Entry, Position, ViewStart, ViewTable};
 use crate::types::{LogIndex, ViewNumber, WriteId};
 
 /// Applied entries are kept in memory up to this many bytes, for peers that are a little behind.
-const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How many of the latest views travel with a fetch: divergence further back starts from a checkpoint.
 const VIEWS_SENT_MAX: usize = 256;
@@ -23,8 +23,11 @@ pub(super) struct Log {
     closed: bool,
     /// Invariant: indexes ascend by one from `before`, each chain follows from the one before.
     entries: VecDeque<Arc<Entry>>,
-    /// The sum of the entries' encoded lengths.
-    bytes: usize,
+    /// Encoded bytes of all entries through each of `entries`, counted from some earlier one: what lies between two
+    /// is their difference.
+    bytes_through: VecDeque<u64>,
+    /// The same through `before`.
+    bytes_before: u64,
     /// Where each view starts, oldest first. Invariant: both columns ascend.
     views: ViewTable,
     /// The entry before the first one that can be read from the disk.
@@ -44,10 +47,16 @@ impl Log {
         views: ViewTable,
         disk_base: Position,
     ) -> Self {
-        let bytes = tail.iter().map(|entry| entry.bytes.len()).sum();
+        let mut bytes = 0;
+        let through = |entry: &Arc<Entry>| {
+            bytes += entry.bytes.len() as u64;
+            bytes
+        };
+        let bytes_through = tail.iter().map(through).collect();
         let entries = VecDeque::from(tail);
         let synced = entries.back().map_or(before.index, |entry| entry.index);
-        Self { before, closed, entries, bytes, views, disk_base, synced, unsynced: VecDeque::new() }
+        let (bytes_before, unsynced) = (0, VecDeque::new());
+        Self { before, closed, entries, bytes_through, bytes_before, views, disk_base, synced, unsynced }
     }
 
     /// The last entry's position.
@@ -70,13 +79,23 @@ impl Log {
         self.synced
     }
 
-    /// Encoded bytes of the entries after `index`, roughly: the bound on what is under way.
+    /// Encoded bytes of the entries after `index` that are in memory: the bound on what is under way.
     pub(super) fn bytes_after(&self, index: LogIndex) -> usize {
-        let first = usize::try_from(self.before.index.distance_to(index)).unwrap_or(usize::MAX);
-        if first >= self.entries.len() {
-            return 0;
-        }
-        self.bytes / self.entries.len().max(1) * (self.entries.len() - first)
+        let count = usize::try_from(self.before.index.distance_to(index)).unwrap_or(usize::MAX);
+        let until = match count.checked_sub(1) {
+            Some(last) => self.bytes_through.get(last).copied().unwrap_or(self.bytes_end()),
+            None => self.bytes_before,
+        };
+        usize::try_from(self.bytes_end() - until).unwrap_or(usize::MAX)
+    }
+
+    /// Encoded bytes of the entries in memory that are applied.
+    pub(super) fn applied_bytes(&self, applied: LogIndex) -> usize {
+        self.bytes_after(self.before.index) - self.bytes_after(applied)
+    }
+
+    fn bytes_end(&self) -> u64 {
+        self.bytes_through.back().copied().unwrap_or(self.bytes_before)
     }
 
     /// An entry in memory.
@@ -118,7 +137,7 @@ impl Log {
         if self.views.last().is_none_or(|start| start.view < entry.view) {
             self.views.push(ViewStart { view: entry.view, start: entry.index });
         }
-        self.bytes += entry.bytes.len();
+        self.bytes_through.push_back(self.bytes_end() + entry.bytes.len() as u64);
         self.entries.push_back(entry);
     }
 
@@ -147,8 +166,8 @@ impl Log {
     pub(super) fn truncate(&mut self, after: LogIndex) {
         assert!(after >= self.before.index, "the log is cut below what is in memory");
         while self.last().index > after {
-            let entry = self.entries.pop_back().expect("the last entry is above the cut");
-            self.bytes -= entry.bytes.len();
+            self.entries.pop_back();
+            self.bytes_through.pop_back();
         }
         while self.views.last().is_some_and(|start| start.start > after) {
             self.views.pop();
@@ -166,9 +185,12 @@ impl Log {
 
     /// Lets go of applied entries that are more than a little old.
     pub(super) fn forget_applied(&mut self, applied: LogIndex) {
-        while self.bytes > KEPT_BYTES_MAX && self.before.index < applied {
-            let Some(entry) = self.entries.pop_front() else { return };
-            self.bytes -= entry.bytes.len();
+        while self.bytes_after(self.before.index) > KEPT_BYTES_MAX && self.before.index < applied {
+            let (Some(entry), Some(bytes)) = (self.entries.pop_front(), self.bytes_through.pop_front())
+            else {
+                return;
+            };
+            self.bytes_before = bytes;
             self.before = entry.position();
             self.closed = entry.operation == Operation::Closed;
         }
@@ -223,10 +245,41 @@ fn shared(ours: &[ViewStart], our_last: LogIndex, theirs: &[ViewStart], their_la
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::ServerId;
+    use crate::chat::command::{ClientCommand, Command};
+    use crate::types::{AccountId, ClientId, RequestId, RequestNumber, ServerId};
 
     fn start(counter: u32, proposer: u8, index: u64) -> ViewStart {
         ViewStart { view: ViewNumber { counter, proposer: ServerId(proposer) }, start: LogIndex(index) }
+    }
+
+    #[test]
+    fn bytes_under_way_are_counted_exactly_whatever_went_before() {
+        let start = Position::default();
+        let mut log = Log::recovered(start, false, Vec::new(), ViewTable::default(), start);
+        let mut sum = 0;
+        let request = RequestId { client: ClientId(1), number: RequestNumber(1) };
+        let account = AccountId(request);
+        let mut append = |log: &mut Log, count: u64, length: usize| {
+            for _ in 0..count {
+                let last = log.last();
+                let command = Command::Send { to: account, text: "x".repeat(length) };
+                let command = ClientCommand { request, acknowledged: RequestNumber(0), account, command };
+                let operation = Operation::Command(command);
+                log.append(Arc::new(Entry::new(last.index.next(), last.view, 0, operation, last.chain)));
+                sum += log.entry(log.last().index).expect("it was appended").bytes.len();
+            }
+            sum
+        };
+        let small = append(&mut log, 10_000, 10);
+        let all = append(&mut log, 1_000, 8_000);
+        assert_eq!(log.bytes_after(LogIndex(10_000)), all - small);
+        assert_eq!(log.bytes_after(LogIndex(0)), all);
+        assert_eq!((log.bytes_after(LogIndex(11_000)), log.bytes_after(LogIndex(20_000))), (0, 0));
+        log.forget_applied(LogIndex(10_000));
+        assert_eq!(log.bytes_after(LogIndex(10_000)), all - small);
+        assert!(log.applied_bytes(LogIndex(10_000)) <= KEPT_BYTES_MAX);
+        log.truncate(LogIndex(10_000));
+        assert_eq!(log.bytes_after(LogIndex(10_000)), 0);
     }
 
     #[test]
