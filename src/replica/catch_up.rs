@@ -72,6 +72,16 @@ pub(super) enum PeerRead {
     Diverged,
 }
 
+impl PeerRead {
+    /// For whom; nobody: for this server itself.
+    pub(super) fn reader(&self) -> Option<ServerId> {
+        match self {
+            Self::Entries { to, .. } | Self::Rows { to, .. } | Self::Checkpoint { to, .. } => Some(*to),
+            Self::Diverged => None,
+        }
+    }
+}
+
 /// Rotten rows that are being filled in (D4).
 #[derive(Debug)]
 pub(super) struct Repairing {
@@ -256,6 +266,11 @@ impl Replica {
             }
             let now = self.now;
             self.checkpointing.keep_for_learner(now);
+            // One part at a time, however often it is asked for while the disk is slow.
+            let already = |read: &PeerRead| matches!(read, PeerRead::Checkpoint { to, .. } if *to == from);
+            if self.reads.values().any(already) {
+                return;
+            }
             let read = Read::Checkpoint { index, offset };
             self.begin_read(PeerRead::Checkpoint { to: from, view, index, offset }, read);
         }

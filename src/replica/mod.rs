@@ -12,6 +12,7 @@ mod backup;
 mod catch_up;
 mod checkpoints;
 mod event;
+mod holdings;
 mod log;
 mod marks;
 mod peer;
@@ -40,6 +41,7 @@ use crate::types::{Incarnation, LogIndex, Member, ServerId, ViewNumber, WriteId}
 
 use checkpoints::Checkpointing;
 pub use event::*;
+pub use holdings::Holding;
 use log::Log;
 use marks::Marks;
 use peer::Peer;

@@ -9,7 +9,7 @@ use crate::time::Instant;
 use crate::types::{Incarnation, LogIndex};
 
 /// Heartbeats whose answers are still awaited; older ones are given up.
-const HEARTBEATS_AWAITED_MAX: usize = 64;
+pub(super) const HEARTBEATS_AWAITED_MAX: usize = 64;
 
 /// One other server.
 #[derive(Debug)]
@@ -97,6 +97,11 @@ impl Peer {
             self.awaited.pop_front();
         }
         self.awaited.push_back((nonce, now));
+    }
+
+    /// How many heartbeats of this server it has not answered yet.
+    pub(super) fn heartbeats_awaited(&self) -> usize {
+        self.awaited.len()
     }
 
     /// Takes in an answer of the present life; says when its heartbeat was begun, if that is known. `counts` says

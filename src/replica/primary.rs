@@ -18,7 +18,7 @@ use super::rebase::Proposed;
 use super::{Replica, Role};
 
 /// N9: an entry that a member has not acknowledged for this long is late,
-const LATE: Duration = Duration::from_millis(100);
+pub(super) const LATE: Duration = Duration::from_millis(100);
 /// while the primary's own disk takes less than this,
 const OWN_SYNC_MAX: Duration = Duration::from_millis(25);
 /// and a member whose entries are late for this long is dropped.
@@ -41,7 +41,7 @@ pub(super) struct Primary {
     /// How far each other member's log is synced, by acknowledgements of this view.
     synced: BTreeMap<ServerId, LogIndex>,
     /// Where the log ended at each tick of late, to tell how old an entry is.
-    marks: VecDeque<(Instant, LogIndex)>,
+    pub(super) marks: VecDeque<(Instant, LogIndex)>,
     /// Not before this is a view change tried again that is no crash's.
     pub(super) regroup_after: Instant,
     pub(super) reads: Reads,

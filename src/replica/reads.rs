@@ -50,6 +50,13 @@ struct Barrier {
     reads: Vec<WaitingRead>,
 }
 
+impl Reads {
+    /// How many wait for the barrier under way, and for the next one.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.barrier.as_ref().map_or(0, |barrier| barrier.reads.len()), self.next.len())
+    }
+}
+
 impl Replica {
     /// Has a read answered after the next barrier; false if too many wait.
     pub(super) fn read_after_barrier(&mut self, read: WaitingRead) -> bool {

@@ -18,7 +18,7 @@ use super::reads::{Answer, WaitingRead};
 use super::{Effect, HashId, HashJob, Hashed, Replica, Role};
 
 /// Most requests held while a view changes; beyond it `busy`.
-const WAITING_MAX: usize = 16_384;
+pub(super) const WAITING_MAX: usize = 16_384;
 /// How often a primary looks for sessions that have expired (X2).
 const EXPIRY_LOOKED_FOR_EVERY: Duration = Duration::from_secs(3600);
 
@@ -76,6 +76,11 @@ impl Requests {
     pub(super) fn on_disconnected(&mut self, connection: ConnectionId) {
         self.unbind(connection);
         self.connections.remove(&connection);
+    }
+
+    /// How many requests wait for the view to change.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     fn bind(&mut self, connection: ConnectionId, client: ClientId, account: AccountId) {

@@ -5,16 +5,16 @@
 //! | entries in one *prepare* or *fetched* | [`BATCH_ENTRIES_MAX`] |
 //! | their bytes | [`BATCH_BYTES_MAX`], or one entry |
 //! | rows given to the disk and not synced | [`UNSYNCED_BYTES_MAX`], and what the batches that were under way then add |
-//! | entries that are not committed | as many as fit into as many bytes |
 //! | messages or names on a page | [`PAGE_MAX`] |
 //! | effects of one event | [`EFFECTS_MAX`]: each request that can wait is answered once |
 //! | messages to one peer that one event causes | [`MESSAGES_MAX`] |
+//! | what the core keeps: requests and reads that wait, what is not committed, reads for peers … | [`Replica::holdings`](lastword::replica::Replica::holdings) |
 
 use lastword::config::{
     BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, FRAME_CLIENT_BYTES_MAX, PAGE_MAX, UNSYNCED_BYTES_MAX,
 };
-use lastword::message::{Entry, PeerMessage, Response, Status, Write};
-use lastword::replica::Effect;
+use lastword::message::{Entry, PeerMessage, Response, Write};
+use lastword::replica::{Effect, Holding};
 use lastword::types::WriteId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,8 +27,6 @@ const EFFECTS_MAX: u32 = 3 * 16_384 * 3 / 2;
 const MESSAGES_MAX: u32 = 16 + (UNSYNCED_BYTES_MAX / BATCH_BYTES_MAX) as u32;
 /// Most bytes that are not synced: a backup takes in a batch more, and a request that came before it was noticed.
 const UNSYNCED_MAX: usize = UNSYNCED_BYTES_MAX + 2 * BATCH_BYTES_MAX + FRAME_CLIENT_BYTES_MAX;
-/// No row is shorter.
-const ROW_BYTES_MIN: usize = 16;
 
 #[derive(Clone, Debug, Default)]
 struct Held {
@@ -99,17 +97,11 @@ impl Bounds {
         }
     }
 
-    /// A server shows its status.
-    pub(crate) fn check(&self, at: usize, status: &Status) {
-        if status.role != "primary" {
-            return; // A backup may have taken in a log of which it does not know yet how much is committed.
+    /// What a server holds in memory, by its own table.
+    pub(crate) fn check(at: usize, holdings: &[Holding]) {
+        for Holding { what, found, max } in holdings {
+            assert!(found <= max, "server {}: {found} {what}, expected at most {max}", at + 1);
         }
-        let found = status.last - status.commit;
-        assert!(
-            found <= (UNSYNCED_MAX / ROW_BYTES_MIN) as u64,
-            "server {}: {found} entries are not committed",
-            at + 1
-        );
     }
 }
 
@@ -176,6 +168,13 @@ mod tests {
             bounds.on_synced(0, WriteId(n));
         }
         assert_eq!(bounds.0[0].unsynced_bytes, 0);
+    }
+
+    #[test]
+    fn holding_beyond_its_bound_is_refused() {
+        let holding = |found| [Holding { what: "things", found, max: 3 }];
+        Bounds::check(0, &holding(3));
+        assert!(panics(|| Bounds::check(0, &holding(4))));
     }
 
     #[test]
