@@ -708,13 +708,13 @@ impl World {
     fn on_session_lost(&mut self, at: usize, code: ErrorCode, answered: Option<u64>) {
         let client = &mut self.clients[at];
         assert!(
-            self.split || matches!(code, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn),
+            self.oracle.split || matches!(code, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn),
             "client {at} asked to resume and was told {code:?}"
         );
         let logged_out = client.jobs.iter().any(|job| job.op == Op::Logout);
         let (owner, since) = (client.owner, client.session_since);
         assert!(
-            self.split // It may be known on the other side only, until its row is proposed again.
+            self.oracle.split // It may be known on the other side only, until its row is proposed again.
                 || client.netcat || !client.has_session || logged_out || self.oracle.may_end_sessions(owner, since),
             "session lost: client {at} has one that was acknowledged and that nobody ended, and is told {code:?}"
         );

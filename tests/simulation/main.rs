@@ -99,7 +99,8 @@ fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
         outcome.unknown,
         outcome.faults
     );
-    eprintln!("  {}", check::searches::summary());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    eprintln!("  {}", check::searches::summary(took * u32::try_from(cores).expect("few cores")));
 }
 
 /// Fresh seeds: so many, or for so long, as the environment says.
@@ -137,6 +138,7 @@ fn run_test(history: History) -> (u64, Outcome) {
     };
     print_summary(count, &outcome, begun.elapsed());
     fail(&violations, count);
+    check::searches::demand_decided();
     if let (Some(seed), true) = (named, std::env::var_os("SIM_TRACE").is_some()) {
         history.run(seed, trace::Trace::new(true, true), &mut None);
     }

@@ -500,10 +500,9 @@ impl World {
         }
     }
 
-    /// From now on several servers may lead at once, and what a split is allowed to cost is allowed.
+    /// From now on several servers may lead at once; what a split may cost is allowed once logs have parted.
     pub(crate) fn expect_split(&mut self) {
         self.split = true;
-        self.oracle.split = true;
     }
 
     /// A client and a server don't hear each other for a while, or one doesn't hear the other.

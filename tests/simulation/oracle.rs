@@ -1,21 +1,28 @@
 //! What the clients know to be true, together: who was told what, and when. A timeout means maybe.
 //!
 //! Every answer becomes a call in the history of each object that it says something about: the name of an account, its
-//! mailbox, what two accounts have exchanged. What is demanded of these histories:
+//! mailbox, what two accounts have exchanged. What is demanded of these histories, and of the state in which all replicas
+//! end (which the runner compares byte for byte):
 //!
-//! - Without a split: each is linearizable, reads included, and so is the final state as one last read of everything.
-//!   Nothing acknowledged is lost, nothing is there twice, nothing refused is there.
-//! - After a split that both sides acknowledged in (`split`): nothing acknowledged is lost unless it is listed in
-//!   `conflicts.csv`, or somebody asked to delete it; nothing is there twice. The order that clients saw, and which of two
-//!   passwords holds, is not demanded; and what one side refused may be carried out when it is proposed again, for what
-//!   was missing there may be here.
+//! | | without a split | after one (`split`) |
+//! |---|---|---|
+//! | order | each object's history is linearizable, reads included, and so is the final state as one last read of everything | not demanded |
+//! | an account that was acknowledged | is there, unless its deletion was asked for | is there, perhaps as `name~2`, or in `conflicts.csv` |
+//! | a message that was acknowledged | is there, unless it was asked to be deleted, or an account at one of its ends | the same, or it is in `conflicts.csv`; never in both |
+//! | its text, its ends, its id, its mailbox | as sent; once | the same |
+//! | a message that was refused | is not there | may be there: what was missing on one side may be on the other |
+//! | messages that were deleted, all that were named | are gone | the same, unless the deletion is in `conflicts.csv` |
+//! | messages that were taken, all that were named | wait no more | the same |
+//! | the password | is the one that was acknowledged last | each one that was acknowledged holds, was replaced, or is in `conflicts.csv` |
+//! | conflicts | none of what was acknowledged | each command in one at most |
 //!
-//! In both cases all replicas end equal, which the runner compares.
+//! There is a split from the moment on in which two servers have committed different entries at one index, and never
+//! unless the nemesis has allowed it: a partition that may split the brain but does not is judged like any other world.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastword::chat::State;
-use lastword::chat::command::{DELETED_NAME, MessagePage, MessageView, Reply};
+use lastword::chat::command::{ConflictReason, DELETED_NAME, MessagePage, MessageView, Reply};
 use lastword::config::PAGE_MAX;
 use lastword::message::{ErrorCode, Response};
 use lastword::prng::Prng;
@@ -45,6 +52,8 @@ struct Account {
     endings: u32,
     endings_until: u64,
     logins: u32,
+    /// The changes of its password that may have happened: which request, when it was asked for, when acknowledged.
+    changes: Vec<(Option<RequestId>, u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +67,10 @@ struct Message {
     refused: bool,
     take_asked: bool,
     delete_asked: bool,
-    deleted: bool,
+    /// It was there, and was deleted by this request.
+    deleted: Option<Option<RequestId>>,
+    /// It waited, and was taken.
+    taken: bool,
 }
 
 /// Something that was asked for and not answered yet.
@@ -95,10 +107,10 @@ pub(crate) struct Oracle {
     names: BTreeMap<usize, Vec<Call<AccountCall>>>,
     shelves: BTreeMap<Place, Vec<Call<ShelfCall>>>,
     checked_at: u64,
-    /// Both sides of a split have acknowledged: see above what is demanded then.
+    /// Logs have parted: see above what is demanded then.
     pub split: bool,
-    /// The requests that `conflicts.csv` lists at the end.
-    conflicts: BTreeSet<RequestId>,
+    /// The requests that `conflicts.csv` lists at the end as not carried out, and where.
+    conflicts: BTreeMap<RequestId, u64>,
     /// How many commands were acknowledged.
     pub acknowledged: u64,
     /// How many commands ended with an unknown outcome.
@@ -193,7 +205,8 @@ impl Oracle {
                     refused: false,
                     take_asked: false,
                     delete_asked: false,
-                    deleted: false,
+                    deleted: None,
+                    taken: false,
                 });
                 self.by_text.insert(text.clone(), number);
                 if let Some(request) = request {
@@ -274,6 +287,7 @@ impl Oracle {
                 self.on_name(*owner, invoked, PENDING, AccountCall::Register { id, password: *password });
             }
             Op::ChangePassword { old, new } => {
+                self.accounts[*owner].changes.push((*request, invoked, PENDING));
                 self.on_name(*owner, invoked, PENDING, AccountCall::Change { old: *old, new: *new });
             }
             Op::DeleteAccount(password) => self.on_deletion(*owner, invoked, PENDING, *password),
@@ -398,6 +412,7 @@ impl Oracle {
             (Op::Logout | Op::LogoutEverywhere, Reply::LoggedOut) => {}
             (Op::ChangePassword { old, new }, Reply::PasswordChanged) => {
                 self.accounts[owner].password = Some(*new);
+                self.accounts[owner].changes.push((*request, invoked, returned));
                 self.on_name(owner, invoked, returned, AccountCall::Change { old: *old, new: *new });
             }
             (Op::DeleteAccount(password), Reply::AccountDeleted) => {
@@ -416,12 +431,15 @@ impl Oracle {
                 self.on_put(owner, *to, invoked, returned, number);
             }
             (Op::Acknowledge(ids), Reply::Acknowledged { count }) => {
+                if *count == ids.len() as u64 {
+                    self.each(ids, |message| message.taken = true);
+                }
                 let take = ShelfCall::Take { messages: self.numbers(ids), count: Some(*count) };
                 self.on_shelf(Place::Mailbox(owner), invoked, returned, take);
             }
             (Op::Delete(ids), Reply::Deleted { count }) => {
                 if *count == ids.len() as u64 {
-                    self.each(ids, |message| message.deleted = true);
+                    self.each(ids, |message| message.deleted = Some(*request));
                 }
                 self.on_deleted(owner, invoked, returned, ids, Some(*count));
             }
@@ -529,9 +547,12 @@ impl Oracle {
         assert!(self.split || !message.refused, "{:?} was refused, and is pushed", message.id);
     }
 
-    /// The final state holds what was acknowledged, once, and nothing that was refused; and without a split everything
-    /// that any client was ever told fits into one order.
+    /// The final state holds what it must, as the table above says; and without a split everything that any client was
+    /// ever told fits into one order.
     pub(crate) fn check_final(&mut self, state: &State) {
+        if let Err(what) = state.check_invariants() {
+            panic!("the state does not agree with itself: {what}");
+        }
         let mut last = self.clone();
         let moment = last.next_moment();
         last.see_all(state, moment);
@@ -549,40 +570,88 @@ impl Oracle {
         self.checked_at = self.moment;
     }
 
-    /// What is listed in `conflicts.csv`, as those read it whom it concerns.
+    /// What is listed in `conflicts.csv` as not carried out, as those read it whom it concerns.
     fn see_conflicts(&mut self, state: &State) {
+        let renamed = ConflictReason::Renamed.keyword();
         for id in self.accounts.iter().flat_map(|account| &account.ids) {
             let (mut after, mut more) = (0, true);
             while more {
                 let page = state.conflicts(*id, after, PAGE_MAX);
+                for conflict in page.conflicts.iter().filter(|conflict| conflict.reason != renamed) {
+                    let known = *self.conflicts.entry(conflict.request).or_insert(conflict.cursor);
+                    assert_eq!(known, conflict.cursor, "doubled: there are two conflicts of {conflict:?}");
+                }
                 after = page.conflicts.last().map_or(0, |conflict| conflict.cursor);
-                self.conflicts.extend(page.conflicts.iter().map(|conflict| conflict.request));
                 more = page.more;
             }
         }
     }
 
-    /// Nothing acknowledged is lost, nothing refused is there.
+    /// Nothing acknowledged is lost, nothing is there that can't be.
     fn check_kept(&self, state: &State) {
         for account in &self.accounts {
             for id in &account.ids {
                 let kept =
-                    state.account(*id).is_some() || account.deletions > 0 || self.conflicts.contains(&id.0);
+                    state.account(*id).is_some() || account.deletions > 0 || self.is_conflict(Some(id.0));
                 assert!(kept, "lost: account {} was acknowledged as {id}", account.name);
             }
+            self.check_password(state, account);
         }
         for message in &self.messages {
-            let found = message.id.and_then(|id| state.message(id));
-            if (message.refused || message.deleted) && !self.split {
-                assert!(found.is_none(), "this message was refused or deleted, and is there: {message:?}");
-            }
-            let excused = message.delete_asked
-                || [message.from, message.to].iter().any(|at| self.accounts[*at].deletions > 0)
-                || message.id.is_some_and(|id| self.conflicts.contains(&id.0));
+            self.check_message(state, message);
+        }
+    }
+
+    /// Whether a request is excused by being listed; without a split none is.
+    fn is_conflict(&self, request: Option<RequestId>) -> bool {
+        self.split && request.is_some_and(|request| self.conflicts.contains_key(&request))
+    }
+
+    fn check_message(&self, state: &State, message: &Message) {
+        let found = message.id.and_then(|id| state.message(id));
+        let account_deleted = [message.from, message.to].iter().any(|at| self.accounts[*at].deletions > 0);
+        let listed = self.is_conflict(message.id.map(|id| id.0));
+        let excused = message.delete_asked || account_deleted || listed;
+        assert!(
+            !message.known || found.is_some() || excused,
+            "lost: this message was acknowledged: {message:?}"
+        );
+        let Some(found) = found else { return };
+        assert!(!listed, "this message is there, and conflicts.csv lists it as not carried out: {message:?}");
+        assert!(!message.refused || self.split, "this message was refused, and is there: {message:?}");
+        let undone = account_deleted && self.split; // Of two accounts with one name each has its own.
+        let deletion_holds = |request: Option<RequestId>| request.is_some() && !self.is_conflict(request);
+        assert!(
+            undone || !message.deleted.is_some_and(|by| !self.split || deletion_holds(by)),
+            "this message was deleted, and is there: {message:?}"
+        );
+        assert!(
+            account_deleted || found.delivered || !message.taken,
+            "this message was taken, and still waits: {message:?}"
+        );
+    }
+
+    /// The account's password was set by a request that may have done so, and by none that another acknowledged one
+    /// followed. Without a split its history says more.
+    fn check_password(&self, state: &State, account: &Account) {
+        let netcat = account.changes.iter().any(|(request, ..)| request.is_none());
+        if !self.split || netcat || account.ids.len() > 1 {
+            return; // Whose change it was can't be told.
+        }
+        for id in &account.ids {
+            let Some(found) = state.account(*id) else { continue };
+            let set = account.changes.iter().find(|(request, ..)| *request == Some(found.password_set));
             assert!(
-                !message.known || found.is_some() || excused,
-                "lost: this message was acknowledged: {message:?}"
+                set.is_some() || found.password_set == id.0,
+                "{}'s password was set by {}, which nobody asked for",
+                account.name,
+                found.password_set
             );
+            let returned = set.map_or(0, |(.., returned)| *returned);
+            let lost = account.changes.iter().find(|(request, invoked, acknowledged)| {
+                *invoked > returned && *acknowledged != PENDING && !self.is_conflict(*request)
+            });
+            assert_eq!(lost, None, "lost: {}'s password is still that of {set:?}", account.name);
         }
     }
 
@@ -605,6 +674,7 @@ impl Oracle {
                 let Some(last) = page.messages.last().filter(|_| page.more) else { break };
                 after = last.cursor;
             }
+            demand_unique(&messages);
             let see = ShelfCall::See { messages, end: End::Oldest, more: false };
             self.on_shelf(Place::Mailbox(at), moment, moment, see);
             for other in at..self.accounts.len() {
@@ -628,6 +698,7 @@ impl Oracle {
             let Some(first) = page.messages.first().filter(|_| page.more) else { break };
             before = first.cursor;
         }
+        demand_unique(&messages);
         let see = ShelfCall::See { messages, end: End::Latest, more: false };
         self.on_shelf(conversation(at, other), moment, moment, see);
     }
@@ -656,6 +727,12 @@ impl Oracle {
             demand_order(&format!("{place:?}"), &calls, Shelf::default());
         }
     }
+}
+
+/// No message is there twice.
+fn demand_unique(messages: &[u32]) {
+    let unique: BTreeSet<_> = messages.iter().collect();
+    assert_eq!(unique.len(), messages.len(), "doubled: a message is there twice: {messages:?}");
 }
 
 fn demand_order<M: Model + std::fmt::Debug>(what: &str, calls: &[Call<M>], begin: M::State) {
@@ -769,7 +846,8 @@ mod tests {
             (oracle.split, refused.split) = (split, split);
             let (there, missing) = (state_with(&[(2, "maybe")]), state_with(&[]));
             assert!(!refuses(&oracle, &there) && !refuses(&oracle, &missing) && !refuses(&refused, &missing));
-            assert!(refuses(&refused, &there));
+            // What was missing on one side may have been on the other.
+            assert_eq!(refuses(&refused, &there), !split);
         }
     }
 
@@ -790,10 +868,45 @@ mod tests {
         send(&mut oracle, 2, "one");
         oracle.split = true;
         assert!(refuses(&oracle, &state_with(&[])));
-        oracle.conflicts.insert(request(1, 2));
+        oracle.conflicts.insert(request(1, 2), 1);
         assert!(!refuses(&oracle, &state_with(&[])));
         oracle.split = false;
         assert!(refuses(&oracle, &state_with(&[])), "without a split nothing conflicts");
+    }
+
+    #[test]
+    fn message_that_is_there_and_in_the_conflicts_is_refused() {
+        let mut oracle = oracle();
+        send(&mut oracle, 2, "one");
+        (oracle.split, oracle.conflicts) = (true, BTreeMap::from([(request(1, 2), 1)]));
+        assert!(refuses(&oracle, &state_with(&[(2, "one")])));
+    }
+
+    #[test]
+    fn message_that_was_deleted_or_taken_and_is_back_is_refused() {
+        let op =
+            [Op::Delete(vec![MessageId(request(1, 2))]), Op::Acknowledge(vec![MessageId(request(1, 2))])];
+        let replies = [Reply::Deleted { count: 1 }, Reply::Acknowledged { count: 1 }];
+        for (op, reply) in op.into_iter().zip(replies) {
+            for split in [false, true] {
+                let mut oracle = oracle();
+                send(&mut oracle, 2, "one");
+                answer(&mut oracle, 3, &op, &done(reply.clone()));
+                oracle.split = split;
+                assert!(refuses(&oracle, &state_with(&[(2, "one")])), "{op:?}, split: {split}");
+            }
+        }
+    }
+
+    #[test]
+    fn password_that_was_replaced_and_is_back_after_a_split_is_refused() {
+        let mut oracle = oracle();
+        let op = Op::ChangePassword { old: Password(1), new: Password(2) };
+        answer(&mut oracle, 2, &op, &done(Reply::PasswordChanged));
+        oracle.split = true;
+        assert!(refuses(&oracle, &state_with(&[])));
+        oracle.conflicts.insert(request(1, 2), 1);
+        assert!(!refuses(&oracle, &state_with(&[])));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use lastword::message::Status;
 use lastword::prng::Prng;
 
+use crate::check::tables::EqualTables;
 use crate::client::{Ended, Op};
 use crate::faults::FaultCounts;
 use crate::nemesis::Mishap;
@@ -176,7 +177,7 @@ pub(crate) fn is_whole(world: &mut World) -> bool {
 pub(crate) fn check_disks(world: &mut World) {
     let servers = world.servers.len();
     let index = world.servers[0].replica().expect("the cluster is whole").state().index();
-    let mut first: Option<Vec<u8>> = None;
+    let mut tables = EqualTables::default();
     for at in 0..servers {
         world.crash(at, Death::PowerLoss);
         let opened = world
@@ -190,25 +191,7 @@ pub(crate) fn check_disks(world: &mut World) {
         }
         assert_eq!(state.index(), index, "server {}'s disk lacks entries that were applied", at + 1);
         world.oracle.check_final(&state);
-        let mut tables = state.digest().to_vec();
-        state.begin_checkpoint();
-        while let Some(slice) = state.next_slice(64) {
-            let _ = write!(Bytes(&mut tables), "{:?}", slice.table);
-            tables.extend_from_slice(&slice.rows);
-        }
-        match &first {
-            None => first = Some(tables),
-            Some(first) => assert!(*first == tables, "the tables of servers 1 and {} differ", at + 1),
-        }
-    }
-}
-
-struct Bytes<'a>(&'a mut Vec<u8>);
-
-impl std::fmt::Write for Bytes<'_> {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
+        tables.check(at, &mut state);
     }
 }
 

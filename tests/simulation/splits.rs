@@ -26,7 +26,6 @@ fn world_of_three(seed: u64) -> World {
 /// Cuts all paths between the groups; each client reaches only the server of its own number.
 fn split(world: &mut World, groups: &[&[usize]]) {
     world.split = true;
-    world.oracle.split = true;
     for (at, group) in groups.iter().enumerate() {
         for other in groups[at + 1..].iter().flat_map(|other| other.iter()) {
             for one in *group {

@@ -11,6 +11,7 @@ mod one_primary;
 mod order;
 pub(crate) mod searches;
 pub(crate) mod shelf;
+pub(crate) mod tables;
 
 use lastword::message::Recovered;
 use lastword::replica::Effect;
@@ -110,8 +111,10 @@ impl World {
         if !changed {
             return;
         }
-        let commit = replica.commit_index();
-        if self.checks.committed.check(at, commit, self.split, |index| replica.entry_chain(index)) {
+        let chain = |index| replica.entry_chain(index);
+        self.checks.committed.check(at, replica.commit_index(), self.split, chain);
+        if self.checks.committed.parted() && !self.oracle.split {
+            self.oracle.split = true;
             self.faults.count(Fault::SplitBrain);
         }
         let state = replica.state();

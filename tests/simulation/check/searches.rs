@@ -22,12 +22,41 @@ pub(crate) fn count_time(took: Duration) {
     NANOS.fetch_add(u64::try_from(took.as_nanos()).expect("short"), Relaxed);
 }
 
-/// All of it, in one line.
-pub(crate) fn summary() -> String {
+/// One search in so many may be given up.
+const DECIDED_OF: u64 = 1_000;
+
+/// All of it, in one line; `seeds` is how long all cores together took.
+pub(crate) fn summary(seeds: Duration) -> String {
     let [searches, calls, undecided, nanos] =
         [&SEARCHES, &CALLS, &UNDECIDED, &NANOS].map(|n| n.load(Relaxed));
+    let seconds = nanos as f64 / 1e9;
     format!(
-        "linearizability: {searches} objects, {calls} calls, {undecided} undecided, {:.2} s",
-        nanos as f64 / 1e9
+        "linearizability: {searches} objects, {calls} calls, {undecided} undecided, {seconds:.2} s ({:.1} % of the time)",
+        100.0 * seconds / seeds.as_secs_f64()
     )
+}
+
+/// Demands that nearly all searches have come to an end.
+pub(crate) fn demand_decided() {
+    let [searches, undecided] = [&SEARCHES, &UNDECIDED].map(|n| n.load(Relaxed));
+    assert!(
+        are_few(undecided, searches),
+        "{undecided} of {searches} searches for an order were given up: they prove nothing"
+    );
+}
+
+fn are_few(undecided: u64, searches: u64) -> bool {
+    // A few seeds say nothing about how often that is.
+    undecided <= 1 + searches / DECIDED_OF
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_one_undecided_search_in_a_thousand_is_too_many() {
+        assert!(are_few(1, 10) && are_few(8, 7_000));
+        assert!(!are_few(2, 10) && !are_few(9, 7_000));
+    }
 }
