@@ -119,7 +119,7 @@ impl Replica {
 
     pub(super) fn send_fetch(&mut self, to: ServerId, view: ViewNumber) {
         let now = self.now;
-        if self.checkpointing.is_installing() {
+        if self.checkpointing.is_installing() || self.has_left() {
             return;
         }
         if let Role::Learner(learner) = &mut self.role {

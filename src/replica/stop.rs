@@ -79,6 +79,11 @@ impl Replica {
         matches!(self.role, Role::Primary(_) | Role::Backup | Role::Candidate(_) | Role::Installing(_))
     }
 
+    /// Whether this server stops and the others go on without it: what they do now it fetches when it starts again.
+    pub(super) fn has_left(&self) -> bool {
+        self.stopping.is_some() && matches!(self.role, Role::Learner(_))
+    }
+
     /// All members leave: the log ends with a `closed` entry, if it commits.
     fn maybe_close(&mut self) {
         if !self.is_last_to_lead() || !self.is_serving() {

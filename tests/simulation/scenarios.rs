@@ -552,6 +552,27 @@ fn stopping_one_server_leaves_the_others_serving() {
     }
 }
 
+/// It has left the view; what the others do meanwhile does not concern its tables.
+#[test]
+fn a_server_that_stops_under_load_is_gone_within_two_seconds() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let at = usize::try_from(seed % 3).expect("small");
+        world.servers[at].disk_slowness = 40;
+        world.deliver(at, Event::Stop);
+        let begun = world.now;
+        let mut number = 0;
+        while world.servers[at].process.is_some() {
+            number += 1;
+            send(&mut world, ALICE, BOB, &format!("message {number}"));
+            let took = world.now.since(begun);
+            assert!(took < Duration::from_secs(2), "seed {seed}: {took:?}; {}", describe(&world));
+        }
+        world.servers[at].disk_slowness = 1;
+        heal_and_check(&mut world);
+    }
+}
+
 #[test]
 fn a_slow_disk_delays_the_others_for_seconds_at_most() {
     for seed in 0..3 {
