@@ -337,6 +337,21 @@ fn foreign_directories_and_wrong_headers_are_refused_and_left_alone() {
     assert_eq!(disk.files(), [LIVE]);
 }
 
+#[test]
+fn a_log_that_begins_elsewhere_than_its_state_is_refused() {
+    let (_, bytes, _) = log_of_20_rows();
+    let mut lines: Vec<String> = String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect();
+    let anchor = lines[1].rsplit_once(',').unwrap().0.replace("1,anchor,0,0.0,", "1,anchor,0,1.0,");
+    lines[1] = format!("{anchor},{:08x}", crc32fast::hash(anchor.as_bytes()));
+    let disk = MemoryDisk::new(1);
+    disk.put(LIVE, (lines.join("\n") + "\n").as_bytes());
+    assert_eq!(
+        try_open(&disk).unwrap_err().to_string(),
+        "server_log.csv: found a log that goes on after entry 0 of view 1.0, expected one that goes on after \
+         entry 0 of view 0.0"
+    );
+}
+
 /// Writes a checkpoint as of `position`.
 fn take_checkpoint(opened: &mut Opened<MemoryDisk>, known: &Known, position: Position) -> Result<(), String> {
     let mut state = known.state(position);

@@ -118,7 +118,7 @@ pub fn open_with<D: Disk>(
         }
     }
     let reader = log.reader();
-    replay(&reader, &mut recovered, commit, progress)?;
+    replay(&disk.display(LIVE), &reader, &mut recovered, commit, progress)?;
     let (_, last) = reader.read(recovered.applied.index, recovered.applied.index)?;
     recovered.closed = last.first().is_some_and(|entry| entry.operation == Operation::Closed);
     let checkpoints = Checkpoints::new(disk, chosen.kept);
@@ -382,6 +382,7 @@ fn merge_views(recovered: &mut Recovered, manifest: &Manifest) {
 
 /// Applies what is known to be committed, and gathers the rest.
 fn replay<D: Disk>(
+    path: &str,
     reader: &LogReader<D>,
     recovered: &mut Recovered,
     commit: LogIndex,
@@ -389,10 +390,11 @@ fn replay<D: Disk>(
 ) -> Result<(), StorageError> {
     let Recovered { state, applied, tail, .. } = recovered;
     let first = applied.index.next();
-    let mut fits = true;
+    let mut unfit = None;
     let mut take = |previous: Position, entry: Entry| {
-        if previous != tail.last().map_or(*applied, |last: &Arc<Entry>| last.position()) {
-            fits = false;
+        let last = tail.last().map_or(*applied, |last: &Arc<Entry>| last.position());
+        if previous != last {
+            unfit = Some((previous, last));
             return false;
         }
         if entry.index > commit {
@@ -407,6 +409,10 @@ fn replay<D: Disk>(
         true
     };
     reader.visit(first, LogIndex(u64::MAX), &mut take)?;
-    debug_assert!(fits, "the log does not go on where the checkpoint ends");
-    Ok(())
+    let Some((previous, last)) = unfit else { return Ok(()) };
+    Err(StorageError::File {
+        path: path.to_owned(),
+        found: format!("a log that goes on after entry {} of view {}", previous.index, previous.view),
+        expected: format!("one that goes on after entry {} of view {}", last.index, last.view),
+    })
 }
