@@ -19,7 +19,7 @@ use lastword::wire::handshake::{Acceptor, Initiator};
 use lastword::wire::{Frame, greeting, peer};
 
 use super::corpus::{self, Corpus};
-use super::log_model::{LIVE, open, read_all};
+use super::log_model::{LIVE, open, try_read_all};
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,12 +244,13 @@ fn log(input: &[u8], _: &mut Prng) -> Verdict {
     disk.put(LIVE, &with_checksums(input));
     match open(&disk, u64::MAX) {
         Err(error) => tell(&error),
-        Ok(opened) => {
-            for entry in read_all(&opened) {
-                assert!(entry.index > LogIndex::ZERO);
+        Ok(opened) => match try_read_all(&opened) {
+            Err(error) => tell(&error),
+            Ok(entries) => {
+                assert!(entries.iter().all(|entry| entry.index > LogIndex::ZERO));
+                Verdict::Read
             }
-            Verdict::Read
-        }
+        },
     }
 }
 

@@ -187,10 +187,15 @@ pub fn take_checkpoint<D: Disk>(
 
 /// Every entry that can be read. Of those after a gap the first can't: nothing vouches for it.
 pub fn read_all<D: Disk>(opened: &Opened<D>) -> Vec<Arc<Entry>> {
+    try_read_all(opened).unwrap()
+}
+
+/// As [`read_all`]; a row whose checksum fits and whose fields make no sense is an error.
+pub fn try_read_all<D: Disk>(opened: &Opened<D>) -> Result<Vec<Arc<Entry>>, StorageError> {
     let mut all: Vec<Arc<Entry>> = Vec::new();
     let mut next = opened.log.base().index.next();
     loop {
-        let (_, entries) = opened.reader.read(next, LogIndex(u64::MAX)).unwrap();
+        let (_, entries) = opened.reader.read(next, LogIndex(u64::MAX))?;
         if let Some(last) = entries.last() {
             next = last.index.next();
             all.extend(entries);
@@ -198,7 +203,7 @@ pub fn read_all<D: Disk>(opened: &Opened<D>) -> Vec<Arc<Entry>> {
         }
         match opened.recovered.gaps.iter().find(|(_, through)| *through >= next) {
             Some((_, through)) => next = through.next().next(),
-            None => return all,
+            None => return Ok(all),
         }
     }
 }
