@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -368,19 +369,34 @@ class Cluster:
         raise TimeoutError(f"the view has not {count} members after {limit} s: {statuses}")
 
 
+PORTS_GIVEN = set()
+
+
 def free_ports(count):
-    """Free ports below those that outgoing connections take."""
+    """Free ports below those that outgoing connections take; none that was given to another cluster of this process."""
     found = []
     while len(found) < count:
         port = random.randrange(12000, 30000)
+        if port in PORTS_GIVEN:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in found:
-            found.append(port)
+        PORTS_GIVEN.add(port)
+        found.append(port)
     return found
+
+
+def require_strace():
+    """Ends the script, and says why, unless strace is there and may trace and inject."""
+    try:
+        probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "-e", "inject=fdatasync:error=EIO", "true"], capture_output=True, text=True)
+    except FileNotFoundError:
+        sys.exit("found no strace in the path, expected it: it makes calls to the disk fail or slow")
+    if probe.returncode:
+        sys.exit(f"strace is refused here ({probe.stderr.strip()}), expected to be allowed to trace")
 
 
 class Hiccups(threading.Thread):

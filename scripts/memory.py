@@ -2,7 +2,6 @@
 
 import collections
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -148,8 +147,7 @@ def slow_disk(process):
 
 
 def measure(directory, binaries, minutes):
-    if shutil.which("strace") is None:
-        raise RuntimeError("strace is not installed, expected it: it makes the disk slow")
+    lastword.require_strace()
     cluster, tracer, deaf = failover.started(directory, binaries), None, None
     try:
         cluster.wait_members()
