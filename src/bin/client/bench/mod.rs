@@ -31,7 +31,7 @@ use tokio::time::sleep;
 
 /// Accounts that are registered, looked after or deleted at once: servers hash two passwords at a time, and the last
 /// in the row must not wait for longer than a request may take.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
 /// Open files besides connections: standard streams, the runtime's own, and some to spare.
 const FILES_RESERVED: u64 = 32;
 /// Logins of one account under way at once; servers take more for guessing.
