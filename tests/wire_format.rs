@@ -311,6 +311,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         disk_low: false,
         leaving: false,
         rebasing: false,
+        blank: false,
         mark,
     };
     let newcomer = Pulse {
@@ -329,6 +330,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         disk_low: true,
         leaving: true,
         rebasing: true,
+        blank: true,
         mark: Mark::default(),
     };
     let (previous, after, incarnation, commit) = (position(41), position(41), Incarnation(5), index(41));
@@ -1199,7 +1201,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
     ]);
     let primary = prop::option::of((1..=255_u8).prop_map(ServerId));
     let numbers = any::<(u32, u32, u32, u64, u64, u64)>();
-    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 5]>(), any_mark())
+    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 6]>(), any_mark())
         .prop_map(
             |(
                 cluster,
@@ -1225,6 +1227,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
                 disk_low: flags[2],
                 leaving: flags[3],
                 rebasing: flags[4],
+                blank: flags[5],
                 mark,
             },
         )

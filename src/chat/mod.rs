@@ -129,6 +129,12 @@ impl State {
         self.directory.accounts.row(id).map(|row| &row.account)
     }
 
+    /// Whether there is any account.
+    #[must_use]
+    pub fn has_accounts(&self) -> bool {
+        self.directory.accounts.len() > 0
+    }
+
     /// The session of a client.
     #[must_use]
     pub fn session(&self, client: ClientId) -> Option<&Session> {

@@ -83,6 +83,8 @@ pub struct Pulse {
     pub leaving: bool,
     /// The sender has rows that must be proposed again before it may become a member (R7, T4).
     pub rebasing: bool,
+    /// Nothing of any user is in the sender's log: its cluster yields to another one that holds something.
+    pub blank: bool,
     /// How the sender's state was of late; all zero if it can't tell yet (D7).
     pub mark: Mark,
 }

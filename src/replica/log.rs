@@ -69,9 +69,11 @@ impl Log {
         self.entries.back().map_or(self.closed, |entry| entry.operation == Operation::Closed)
     }
 
-    /// Whether nothing of any user is in memory.
-    pub(super) fn is_views_only(&self) -> bool {
-        self.entries.iter().all(|entry| !matches!(entry.operation, Operation::Command(_)))
+    /// Whether nothing of any user is above `index`.
+    pub(super) fn is_without_users(&self, index: LogIndex) -> bool {
+        let of_users =
+            |entry: &Arc<Entry>| matches!(entry.operation, Operation::Command(_) | Operation::Rebased { .. });
+        !self.entries.iter().rev().take_while(|entry| entry.index > index).any(of_users)
     }
 
     /// How far the log is on the own disk.

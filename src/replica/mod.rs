@@ -37,7 +37,7 @@ use crate::message::{
 };
 use crate::prng::Prng;
 use crate::time::Instant;
-use crate::types::{Incarnation, LogIndex, Member, ServerId, ViewNumber, WriteId};
+use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber, WriteId};
 
 use checkpoints::Checkpointing;
 pub use event::*;
@@ -172,6 +172,8 @@ enum Held {
     MovedAside,
     /// A file of diverged rows is gone (R7).
     Forgotten,
+    /// This server has given up its own cluster for this one.
+    Yielded(ClusterId),
     /// This server knows at its next start that its tables are wrong (D7), and for what reason it stops.
     Distrusted(String),
 }
@@ -524,6 +526,7 @@ impl Replica {
                 Held::Installed { leader, number } => self.on_installed(leader, number),
                 Held::MovedAside => self.on_moved_aside(),
                 Held::Forgotten => self.on_forgotten(),
+                Held::Yielded(cluster) => self.on_yielded(cluster),
                 Held::Distrusted(reason) => self.on_distrusted(reason),
             }
         }
@@ -659,6 +662,7 @@ impl Replica {
             disk_low: self.disk_low,
             leaving: self.stopping.is_some(),
             rebasing: self.rebasing.is_pending(),
+            blank: self.holds_nothing(),
             mark: self.marks.newest(),
         }
     }
@@ -683,7 +687,7 @@ impl Replica {
         if let (Some(own), Some(theirs)) = (self.hard.cluster, pulse.cluster)
             && own != theirs
         {
-            return self.on_foreign_cluster(from, theirs, pulse.last);
+            return self.on_foreign_cluster(from, theirs, &pulse);
         }
         let now = self.now;
         let peer = self.peers.get_mut(&from).expect("a configured server");

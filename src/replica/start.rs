@@ -1,9 +1,8 @@
 //! Cold start and bootstrap.
 
-use crate::chat::State;
 use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
-use crate::message::{HardState, Standing, Standpoint, View, Write};
-use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
+use crate::message::{HardState, Pulse, Standing, Standpoint, View, Write};
+use crate::types::{ClusterId, Incarnation, Member, ServerId, ViewNumber};
 
 use super::authority::Awaited;
 use super::{Effect, Exit, FirstRole, Held, Replica, Role};
@@ -123,7 +122,7 @@ impl Replica {
             return true;
         }
         if self.config.known_cluster.is_some_and(|known| known != cluster) {
-            self.on_foreign_cluster(from, cluster, LogIndex(u64::MAX));
+            self.complain_of_cluster(from, cluster);
             return false;
         }
         self.hard.cluster = Some(cluster);
@@ -133,20 +132,26 @@ impl Replica {
         true
     }
 
-    /// Different cluster ids never merge. But a cluster that holds nothing of anyone yields to one that has gone on
-    /// further, or whose server is listed first.
-    pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId, their_last: LogIndex) {
+    /// Different cluster ids never merge. But a cluster that holds nothing of anyone yields to one that does; of two
+    /// that hold nothing, to the one that has gone on further, or whose server is listed first.
+    pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId, pulse: &Pulse) {
         let last = self.log.last().index;
-        let younger = their_last > last || (their_last == last && from < self.me);
-        let own = self.hard.cluster.or(self.config.known_cluster);
-        let own = own.map_or_else(|| "none".to_owned(), |own| own.to_string());
-        let text = format!("server {from} belongs to cluster {theirs}, this directory to cluster {own}");
-        if younger && self.holds_nothing() && !self.creating {
-            return self.yield_cluster(&text);
+        let yields = !pulse.blank || pulse.last > last || (pulse.last == last && from < self.me);
+        if yields && self.holds_nothing() && !self.creating {
+            self.yield_cluster(from, theirs);
+        } else {
+            self.complain_of_cluster(from, theirs);
         }
+    }
+
+    /// Once of each server.
+    pub(super) fn complain_of_cluster(&mut self, from: ServerId, theirs: ClusterId) {
         if !self.foreign.insert(from) {
             return;
         }
+        let own = self.hard.cluster.or(self.config.known_cluster);
+        let own = own.map_or_else(|| "none".to_owned(), |own| own.to_string());
+        let text = format!("server {from} belongs to cluster {theirs}, this directory to cluster {own}");
         if self.said_ready || matches!(self.role, Role::Primary(_) | Role::Candidate(_)) {
             self.warn(format!("{text}; neither follows the other"));
         } else {
@@ -155,31 +160,34 @@ impl Replica {
         }
     }
 
-    /// Nothing of any user is in the log, and the log is in memory from its first entry.
-    fn holds_nothing(&self) -> bool {
-        self.hard.cluster.is_some()
-            && self.log.is_views_only()
-            && self.log.position(LogIndex::ZERO).is_some()
-            && self.checkpointing.is_idle()
+    /// Nothing of any user is here: no account, and nothing on its way to be applied or proposed again.
+    pub(super) fn holds_nothing(&self) -> bool {
+        !self.state.has_accounts()
+            && self.log.is_without_users(self.state.index())
+            && !self.rebasing.is_pending()
+            && !self.checkpointing.is_installing()
     }
 
-    fn yield_cluster(&mut self, text: &str) {
-        self.warn(format!("{text}; this one holds nothing of any user and yields: it joins the other"));
-        self.stop_leading();
-        self.log.truncate(LogIndex::ZERO);
-        self.rebasing.begin();
-        self.write(Write::Truncate { after: LogIndex::ZERO });
-        self.view = View::default();
+    /// Begins anew, as a directory that has never belonged to a cluster, and joins this one.
+    fn yield_cluster(&mut self, from: ServerId, theirs: ClusterId) {
+        self.warn(format!(
+            "server {from} belongs to cluster {theirs}; this one holds nothing of any user and yields: it joins the \
+             other"
+        ));
+        self.abandon_checkpoint();
+        self.become_waiting();
         self.write(Write::View(View::default()));
-        self.state = State::new();
-        self.marks.forget();
-        self.commit = LogIndex::ZERO;
-        self.commit_noted = LogIndex::ZERO;
-        self.checkpointing.forget();
-        self.whole_life = false;
         let HardState { server, incarnation, servers, incarnations, .. } = std::mem::take(&mut self.hard);
-        self.hard = HardState { server, incarnation, servers, incarnations, ..HardState::default() };
-        self.persist_hard();
-        self.become_role(Role::Waiting);
+        let standing = Standing::Distrusted;
+        self.hard =
+            HardState { server, incarnation, servers, incarnations, standing, ..HardState::default() };
+        let id = self.persist_hard();
+        self.held.push_back((id, Held::Yielded(theirs)));
+    }
+
+    /// That it belongs to no cluster is on disk.
+    pub(super) fn on_yielded(&mut self, theirs: ClusterId) {
+        self.effects.push_back(Effect::RecordCluster(theirs));
+        self.exit(Exit::Recover);
     }
 }

@@ -100,6 +100,10 @@ impl Durable {
                     hard.promised
                 );
             }
+            // A cluster that holds nothing of anyone yields to another one: its views and promises are void.
+            Write::View(view) if !view.exists() => {
+                *next = Noted { incarnation: before.incarnation, ..Noted::default() };
+            }
             Write::View(view) => {
                 next.view = view.number;
                 assert!(
