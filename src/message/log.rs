@@ -157,8 +157,8 @@ pub enum Standing {
     /// New, wiped, restored or damaged (V6, D5): never a source until it has caught up in a view.
     #[default]
     Partial,
-    /// Its tables or its log are known to be wrong (D7), or can't be brought back to what it shares with the others:
-    /// at the next start everything is fetched anew. Never said to anyone.
+    /// Its tables or its log are known to be wrong (D7), or can't be brought back to what it shares with the others, or
+    /// its cluster has yielded: at the next start everything is fetched anew. Never said to anyone.
     Distrusted,
 }
 

@@ -384,6 +384,12 @@ impl Replica {
         let mut id = self.write(Write::Truncate { after: shared });
         if shared < self.log.disk_base.index {
             // The log no longer reaches back to the fork, so no part of it is any good.
+            self.warn(format!(
+                "entries {} to {} are no longer in the log, and can't be proposed again: what this server alone had \
+                 acknowledged in them is in its last checkpoint, which is kept as checkpoints/given-up-*",
+                shared.next(),
+                self.log.disk_base.index
+            ));
             self.hard.standing = Standing::Distrusted;
             id = self.persist_hard();
         }

@@ -71,11 +71,6 @@ impl Checkpointing {
         }
     }
 
-    /// The log starts again from nothing.
-    pub(super) fn forget(&mut self) {
-        (self.newest, self.older) = (LogIndex::ZERO, LogIndex::ZERO);
-    }
-
     pub(super) fn newest(&self) -> LogIndex {
         self.newest
     }
@@ -198,11 +193,12 @@ impl Replica {
 
     /// T3: only below the older of the two checkpoints that stay. While a server is outside the view the log is kept for
     /// it: it fetches only what it missed (T1); and should it have gone on by itself, and win, the rows that differ are
-    /// still here to be moved aside (R2). Not further back than applied ids are known (R8), nor until the disk is full.
+    /// still here to be moved aside (R2), even when space is low: then new commands are refused (D3) rather than old
+    /// ones lost. Not further back than applied ids are known (R8).
     fn cut_through(&self) -> LogIndex {
         let absent = self.view.members.len() < self.configured.len();
         let unneeded = LogIndex(self.checkpointing.newest.0.saturating_sub(APPLIED_ENTRIES_MAX));
-        if absent && !self.disk_low {
+        if absent {
             self.checkpointing.older.min(unneeded)
         } else {
             self.checkpointing.older

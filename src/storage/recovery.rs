@@ -95,7 +95,7 @@ pub fn open_with<D: Disk>(
         recovered.hard.standing = Standing::Partial;
     }
     rewrite_live(&disk, &mut found)?;
-    settle_checkpoints(&disk, &chosen.kept, &chosen.bad)?;
+    settle_checkpoints(&disk, &chosen.kept, &chosen.bad, chosen.aside)?;
     let commit = found.commit;
     let mut log = CommitLog::resume(disk.clone(), found, segment_bytes_max)?;
     if chosen.anew {
@@ -199,9 +199,15 @@ struct Chosen {
     anew: bool,
     /// The directories that stay, the current one first.
     kept: Vec<String>,
-    /// The directories that can't be read.
+    /// The directories that can't be read, or must not be.
     bad: Vec<String>,
+    /// What their names begin with from now on.
+    aside: &'static str,
 }
+
+/// What damaged checkpoints are called, and good ones that were given up with the whole log.
+const ROTTEN: &str = "rotten";
+const GIVEN_UP: &str = "given-up";
 
 fn choose<D: Disk>(
     disk: &D,
@@ -214,13 +220,12 @@ fn choose<D: Disk>(
     let (mut bad, mut first_error) = (Vec::new(), None);
     let nothing = |anew, bad| {
         let (state, position, kept) = (State::new(), Position::default(), Vec::new());
-        Chosen { state, position, manifest: None, beyond: false, anew, kept, bad }
+        Chosen { state, position, manifest: None, beyond: false, anew, kept, bad, aside: ROTTEN }
     };
     if found.hard.standing == Standing::Distrusted {
-        notices.push(
-            "what stood here is not to be trusted (D7): this server begins anew, from the others".into(),
-        );
-        return Ok(nothing(true, bad));
+        notices.push("what stood here was given up: this server begins anew, from the others".into());
+        bad.extend(candidates.into_iter().map(|candidate| candidate.name).take(1));
+        return Ok(Chosen { aside: GIVEN_UP, ..nothing(true, bad) });
     }
     for candidate in candidates {
         if let Some(chosen) = &mut chosen {
@@ -243,8 +248,8 @@ fn choose<D: Disk>(
             Ok((state, manifest)) => {
                 let (position, kept) = (manifest.position, vec![candidate.name]);
                 let manifest = Some(manifest);
-                chosen =
-                    Some(Chosen { state, position, manifest, beyond, anew: false, kept, bad: Vec::new() });
+                let nothing = nothing(false, Vec::new());
+                chosen = Some(Chosen { state, position, manifest, beyond, kept, ..nothing });
             }
             Err(error) => {
                 notices.push(format!("a checkpoint is damaged, an older one or the log stands in: {error}"));
@@ -344,8 +349,13 @@ fn rewrite_live<D: Disk>(disk: &D, found: &mut Scan<D::File>) -> Result<(), Stor
     Ok(())
 }
 
-/// Moves damaged checkpoints out of the way, removes half-written ones, and makes the chosen one current.
-fn settle_checkpoints<D: Disk>(disk: &D, kept: &[String], bad: &[String]) -> Result<(), StorageError> {
+/// Moves damaged and given up checkpoints out of the way, removes half-written ones, and makes the chosen one current.
+fn settle_checkpoints<D: Disk>(
+    disk: &D,
+    kept: &[String],
+    bad: &[String],
+    prefix: &str,
+) -> Result<(), StorageError> {
     attempt(disk, "create", DIRECTORY, disk.create_dir(DIRECTORY))?;
     attempt(disk, "sync the directory", "", disk.sync_dir(""))?;
     for path in [WRITING, RECEIVED] {
@@ -361,10 +371,10 @@ fn settle_checkpoints<D: Disk>(disk: &D, kept: &[String], bad: &[String]) -> Res
     }
     for name in bad {
         let path = format!("{DIRECTORY}/{name}");
-        let (mut aside, mut copy) = (format!("{DIRECTORY}/rotten-{name}"), 1);
+        let (mut aside, mut copy) = (format!("{DIRECTORY}/{prefix}-{name}"), 1);
         while attempt(disk, "look for", &aside, disk.exists(&aside))? {
             copy += 1;
-            aside = format!("{DIRECTORY}/rotten-{name}-{copy}");
+            aside = format!("{DIRECTORY}/{prefix}-{name}-{copy}");
         }
         attempt(disk, "rename", &path, disk.rename(&path, &aside))?;
     }

@@ -364,7 +364,7 @@ impl World {
     fn rot(&mut self, at: usize, fault: Fault) {
         let disk = self.servers[at].disk.clone();
         let wanted = |path: &&String| match fault {
-            Fault::RotTable => path.starts_with("checkpoints/") && !path.contains("rotten"),
+            Fault::RotTable => path.starts_with("checkpoints/") && !path.contains("rotten") && !path.contains("given-up"),
             _ => path.starts_with("server_log") && path.ends_with(".csv"),
         };
         let files: Vec<String> = disk.files().iter().filter(wanted).cloned().collect();
