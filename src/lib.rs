@@ -91,24 +91,55 @@
 //!
 //! What each fault leaves behind, and what the server does then.
 //!
+//! **Processes and machines**
+//!
+//! | fault | what is left | what happens |
+//! |---|---|---|
+//! | one process dies | its disk, whole; commands that not all members had synced | a fresh connect is refused, so the others know within milliseconds (V11). One that was in touch until the end leads on (V2, V5), from the longest log (V4); who waited for an answer asks the new primary under the same number (N2, X3). Started again, it catches up as a learner, and enters the view by a view change (T4) |
+//! | two die, one after the other or at once | as above, on one server | it goes on alone if it was continuous (V2), otherwise it waits as after a crash of all |
+//! | all die | logs of different lengths | a view is formed when all members of the last one have answered (V5). After an orderly stop of all members together a majority of them is enough. After `--cold-wait`, 15 s, whoever answers goes on *provisionally*, which `status` says; what the missing ones knew is proposed again when they return, as after a split |
+//! | power loss | what was synced, and any part of what was not | nothing acknowledged rests on the latter (D1). The host answers nothing, not even *refused*: it is taken for dead by silence |
+//! | pause (SIGSTOP, a machine asleep) over 500 ms | beliefs that are out of date | all links are closed and the server is not *continuous*: it can't go on alone before it has joined a view negotiated afterwards (V2). It answers no read before a barrier has confirmed its view (N8) |
+//! | wall clock that jumps or runs wrong | odd times in entries | nothing else: who lives, and for how long, is measured by monotonic clocks, whose rates alone matter (V2); sessions end by an entry (X2) |
+//!
+//! **Networks**
+//!
+//! | fault | what is left | what happens |
+//! |---|---|---|
+//! | link closed or reset | nothing certain | it is probed at once, and repeated from where it stopped (V11, T1) |
+//! | fresh connect refused | nobody listens there: the process is dead | the view goes on without it within milliseconds; void as soon as it connects again; ignored with `--no-evidence` |
+//! | silence | dead, or cut off: nobody can tell | taken for dead after 500 ms, and 3 s more by whoever reaches less than a majority |
+//! | cut one way, or one link of three | servers that hear each other by halves | who is heard, but does not hear, is silent (only *answers* count). A pre-vote is vetoed while its listener reaches the primary (V1), so the view changes once, or not at all |
+//! | one cut off from two, for up to 3.5 s | one server that has not gone on | the two drop it after 500 ms; it catches up |
+//! | one from two, or all apart, for longer | **a split brain**: several primaries, each acknowledging; logs that have parted | on contact the lower view stops serving (R1). Its rows above the fork are moved to `diverged-*.csv` (R2); what had been applied is undone by recovering from a checkpoint from before the fork, or else from the winner's. It follows as a learner and has the primary propose each row again (R3), which applies it once, or lists it in `conflicts.csv` (R4, R6). When all of a file is committed the file goes (R7), and the server may be a member again. A crash of anybody in between repeats harmlessly |
+//! | a split within a split | rows that were proposed again on a side that loses | they are moved and proposed again like any other; the lowest of the forks counts |
+//! | a side that went on for more than 10,000,000 entries, or has lost its log's beginning | rows whose ids, or which themselves, nobody has any more | the first are listed as `undecidable`, never applied and never dropped (R8); of the second the server says which entries they were, and keeps its last tables as `checkpoints/given-up-*`. Space that runs low does not bring this about: while a server is absent the log is kept, and new commands are refused instead |
+//!
+//! **Disks and files**
+//!
 //! | fault | what is left | what happens |
 //! |---|---|---|
 //! | torn last row: no newline at its end | bytes that were never synced, so never acknowledged | recovery cuts them; the disk counts as whole (D4) |
 //! | damaged last row, complete | a row that may have been acknowledged | it is cut, and the disk is *suspect*: its log starts a view only if no whole disk can (`authority::sources`) |
-//! | rot: damaged rows with good ones after them | a gap, whose size the sequence numbers and indexes tell | never cut. The server counts for nothing, asks the others for the entries (`tick_repair`), keeps the damaged file as `rotten-*.csv`, and recovers anew. If nobody has them it says so and waits. Lost views or hard state make the disk *partial*: it must catch up first |
+//! | rot: damaged rows with good ones after them | a gap, whose size the sequence numbers and indexes tell | never cut. The server counts for nothing, asks the others for the entries (`tick_repair`), keeps the damaged file as `rotten-*.csv`, and recovers anew. If nobody has them it says so and waits |
+//! | rot in the hard state or a view's row | a server that may have forgotten a promise | the disk is *partial*: it must catch up first, and has not answered for the lives it may have forgotten (V6) |
 //! | bad table in a checkpoint | an older generation, or the log from its begin | that stands in; the bad one is kept as `checkpoints/rotten-*`. If neither reaches back, the server refuses to start and overwrites nothing |
-//! | header, server or cluster list of another directory | all of it | refused with file, line, what was found and expected: exit code 1 |
 //! | failed write or fdatasync | rows of which the page cache may say more than the disk | never tried again, never acknowledged: exit code 3 (D2); a sole member goes on read-only. The next start rewrites and syncs the live segment before anything in it counts |
 //! | disk nearly full (64 MiB left) | everything | the primary refuses commands by `disk_full` while that is so at any member; reads go on (D3). A write that does not fit is cut back to whole rows, and counts as failed |
-//! | disk that hangs | writes under way | heartbeats carry their age. After a second others no longer take that primary for one; a late member is dropped (N9) |
+//! | slow disk | a member whose acknowledgements are late | dropped after a second, told so, and taken in again after 10 s and more (N9, V10) |
+//! | disk that hangs | writes under way | heartbeats carry their age. After a second others no longer take that primary for one, and go on without that member (N9) |
+//! | answers that differ although the log is the same: bad memory, a wrong table, another version | a state that nobody else has | the digests in heartbeats show it (D7): of three the odd one stops with exit code 1, of two the backup. Started again it takes nothing of its tables along, and everything from the others; they are kept as `checkpoints/given-up-*` |
+//!
+//! **Operators**
+//!
+//! | mistake | what is left | what happens |
+//! |---|---|---|
 //! | wiped directory | nothing | draws a new incarnation, is *partial*, and catches up as a learner; it neither leads nor counts as having answered (V6). Beside a known `cluster.id` it never creates a cluster |
 //! | directory restored from an old copy | an old log, an old incarnation | the others know a later one (`on_restored_disk`): as if wiped, but only what it lacks travels |
-//! | pause (SIGSTOP, a machine asleep) over 500 ms | beliefs that are out of date | all links are closed and the server is not *continuous*: it can't go on alone before it has joined a view negotiated afterwards (V2) |
-//! | link closed | nothing certain | probed at once (V11): |
-//! | … fresh connect refused | nobody listens there: the process is dead | the view goes on without it within milliseconds; void as soon as it connects again; ignored with `--no-evidence` |
-//! | … silence | dead, or cut off: nobody can tell | taken for dead after 500 ms, and 3 s more by whoever reaches less than a majority. If it was cut off, both sides may lead: when they meet, the lower view stops, and its rows go to `diverged-*.csv` (R1, R2) |
-//! | crash of all | logs of different lengths | a view is formed when all members of the last one have answered (V5), from the longest log among them (V4). After an orderly stop of all members together a majority of them is enough |
-//! | server of another cluster on the list | two logs that never met | never merged. One that holds nothing of any user yields and joins the other; else a starting server exits with code 1, a running one says so once and goes on |
+//! | two started as `primary`, out of each other's reach | two clusters | the one without users yields and joins the other, whatever its age. If both have users they never merge: a starting server exits with code 1, a running one says so once and goes on |
+//! | restarted as `primary` while another leads | one cluster, as before | the role counts in an empty directory only: it joins as a learner |
+//! | directory of another server, cluster list or format | all of it | refused with file, line, what was found and expected: exit code 1. A directory in use is locked |
+//! | another key | nothing | the handshake fails on both sides, and says so |
 //!
 //! # Names of rules
 //!
@@ -123,8 +154,9 @@
 //!   evidence of death · V12 back-off.
 //! - Ca**t**ch-up. T1 pulled · T2 logs part where their views do · T3 what a log may forget · T4 when a learner enters · T5
 //!   checkpoints switch by one rename.
-//! - **R**ebase. R1 the lower view stops · R2 rows are moved, never thrown away · R5 ids of messages are ids of requests ·
-//!   R9 clients drop duplicates. Proposing moved rows again is still to come.
+//! - **R**ebase. R1 the lower view stops · R2 rows are moved, never thrown away · R3 each is proposed again · R4 by exact
+//!   id, from proven peers · R5 ids of messages are ids of requests · R6 what does not fit is listed · R7 a file goes when
+//!   all of it is committed · R8 how long ids are kept · R9 clients drop duplicates · R10 rows keep their time, marked late.
 //! - **D**isk. D1 group commit · D2 failed syncs · D3 no space · D4 torn and rotten rows · D5 who has lost rows is no source
 //!   · D6 tables · D7 digests.
 //! - e**X**actly once. X1 client ids and tokens · X2 sessions end by an entry · X3 the same number on every retry · X4
