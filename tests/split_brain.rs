@@ -174,20 +174,22 @@ impl Repeater {
     }
 }
 
-/// Waits until each side has a view of its own; gives who leads the side that will win, and who leads the other.
-fn wait_apart(cluster: &Cluster) -> (usize, usize) {
+/// Waits until each side has a view of its own; gives who leads the second one.
+fn wait_apart(cluster: &Cluster) -> usize {
     wait_for("each side has a view of its own", || {
         let [alone, second, third] = [0, 1, 2].map(|at| cluster.status(at));
         let (alone, second, third) = (alone?, second?, third?);
         let apart = (alone.role.as_str(), alone.members.len()) == ("primary", 1)
             && (second.members.len(), second.view) == (2, third.view);
-        let leader = [(1, &second), (2, &third)].into_iter().find(|(_, status)| status.role == "primary");
-        let (leader, status) = leader.filter(|_| apart)?;
-        Some(if status.view > alone.view { (leader, 0) } else { (0, leader) })
+        [(1, second), (2, third)]
+            .into_iter()
+            .find(|(_, status)| apart && status.role == "primary")
+            .map(|(at, _)| at)
     })
 }
 
-fn texts_and_lateness(messages: &[Value]) -> Vec<(&str, bool)> {
+/// The texts, in their order, and whether each is late.
+fn texts(messages: &[Value]) -> Vec<(&str, bool)> {
     messages.iter().map(|line| (line["text"].as_str().unwrap(), line["late"] == true)).collect()
 }
 
@@ -196,43 +198,57 @@ fn what_both_sides_of_a_split_acknowledged_is_there_once_or_told() {
     let (mut cluster, ways) = cluster_with_ways();
     let (here, there, all) = (Home::new(), Home::new(), cluster.list());
     let primary = cluster.primary();
-    for name in ["alice", "bob", "carol"] {
+    for name in ["alice", "bob", "carol", "dora"] {
         here.ok(&all, name, &["register", name]);
     }
     here.ok(&all, "alice", &["send", "bob", "before"]);
     let repeater = Repeater::register(cluster.ports[primary], "dave");
 
+    // Alice is on one side, bob on the other; both take messages, and what one does makes no sense to the other.
     ways.cut();
-    let (winner, loser) = wait_apart(&cluster);
-    let (winners, losers) = (cluster.address(winner), cluster.address(loser));
-    // Both sides take messages, and what one side does makes no sense on the other.
-    here.ok(&losers, "alice", &["send", "bob", "from the losing side"]);
-    here.ok(&winners, "bob", &["send", "alice", "from the winning side"]);
-    here.ok(&winners, "carol", &["delete-account"]);
-    here.ok(&losers, "alice", &["send", "carol", "are you there?"]);
-    let retried = [winner, loser].map(|at| repeater.send(cluster.ports[at], "bob", "retried elsewhere"));
+    let leader = wait_apart(&cluster);
+    let (one, other) = (cluster.address(0), cluster.address(leader));
+    here.ok(&one, "alice", &["send", "bob", "from alice"]);
+    here.ok(&other, "bob", &["send", "alice", "from bob"]);
+    for (servers, sender, recipient) in [(&one, "alice", "dora"), (&other, "bob", "carol")] {
+        here.ok(servers, sender, &["send", recipient, &format!("{recipient}, are you there?")]);
+    }
+    here.ok(&one, "carol", &["delete-account"]);
+    here.ok(&other, "dora", &["delete-account"]);
+    let retried = [0, leader].map(|at| repeater.send(cluster.ports[at], "bob", "retried elsewhere"));
     assert_eq!(retried[0], retried[1]);
-    here.ok(&winners, "twin", &["register", "twin"]);
-    there.ok(&losers, "twin", &["register", "twin"]);
-    there.ok(&losers, "twin", &["send", "alice", "from the other twin"]);
+    here.ok(&one, "twin", &["register", "twin"]);
+    there.ok(&other, "twin", &["register", "twin"]);
+    there.ok(&other, "twin", &["send", "alice", "from the later twin"]);
 
     ways.heal();
     cluster.wait_members(3);
 
-    let (_, told) = here.ok(&all, "alice", &["history", "bob"]);
-    assert_eq!(told, "");
-    let found = here.json(&all, "alice", &["history", "bob"]);
-    let expected = [("before", false), ("from the winning side", false), ("from the losing side", true)];
-    assert_eq!(texts_and_lateness(&found), expected);
-    let read = here.json(&all, "bob", &["read"]);
-    let expected = [("before", false), ("retried elsewhere", false), ("from the losing side", true)];
-    assert_eq!(texts_and_lateness(&read), expected);
-    let (out, told) = here.ok(&all, "alice", &["read"]);
-    assert!(out.contains("twin~2 -> alice (late): from the other twin"), "{out}");
-    assert!(told.contains("your message has no recipient") && told.contains("are you there?"), "{told}");
-    let (_, told) = here.ok(&all, "alice", &["read"]);
-    assert_eq!(told, "", "it is told once");
+    // Everything is there once; what comes from the side that lost stands behind the rest, and says so.
+    let history = here.json(&all, "alice", &["history", "bob"]);
+    let alice_lost = history.last().unwrap()["text"] == "from alice";
+    let (first, second) = if alice_lost { ("from bob", "from alice") } else { ("from alice", "from bob") };
+    assert_eq!(texts(&history), [("before", false), (first, false), (second, true)]);
+    let read = here.json(&all, "bob", &["read", "--peek"]);
+    let mut found = texts(&read);
+    found.sort_unstable();
+    assert_eq!(found, [("before", false), ("from alice", alice_lost), ("retried elsewhere", false)]);
 
+    // Who is on the side that lost has written to somebody whom the other side has deleted, and is told, once.
+    let (out, told_alice) = here.ok(&all, "alice", &["read"]);
+    let late = if alice_lost { "" } else { " (late)" };
+    assert!(out.contains(&format!("twin~2 -> alice{late}: from the later twin")), "{out}");
+    let (_, told_bob) = here.ok(&all, "bob", &["read"]);
+    let (told, untold, lost) =
+        if alice_lost { (&told_alice, &told_bob, "dora") } else { (&told_bob, &told_alice, "carol") };
+    let lost = format!("{lost}, are you there?");
+    assert!(told.contains("your message has no recipient") && told.contains(&lost), "{told}");
+    assert_eq!(untold, "");
+    for name in ["alice", "bob"] {
+        assert_eq!(here.ok(&all, name, &["read"]).1, "", "{name} is told again");
+    }
+
+    // Of two accounts with one name the later has another one.
     let (_, told) = there.ok(&all, "twin", &["read"]);
     assert!(told.contains("your account is twin~2 now"), "{told}");
     there.ok(&all, "twin", &["login", "twin~2"]);
@@ -241,10 +257,7 @@ fn what_both_sides_of_a_split_acknowledged_is_there_once_or_told() {
     assert_eq!([&renamed["reason"], &renamed["account"], &renamed["other"]], ["renamed", "twin~2", "twin"]);
 
     let tables = stop_and_read_conflicts(&mut cluster);
-    assert!(
-        tables[0].contains("no_such_recipient,send,") && tables[0].contains("are you there?"),
-        "{tables:?}"
-    );
+    assert!(tables[0].contains(",no_such_recipient,send,") && tables[0].contains(&lost), "{tables:?}");
     assert!(tables.iter().all(|table| *table == tables[0]), "{tables:?}");
 }
 
