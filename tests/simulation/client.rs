@@ -345,6 +345,9 @@ impl World {
     fn settle(&mut self, at: usize) {
         let client = &mut self.clients[at];
         client.settled = true;
+        if client.next_number > 1 {
+            return; // It has an id already, and an account that goes with it.
+        }
         match client.prng.below(10) {
             0..4 => {}
             4..7 => client.window = 2 + usize::try_from(client.prng.below(5)).expect("small"),
