@@ -23,7 +23,7 @@ pub(crate) fn count_time(took: Duration) {
 }
 
 /// One search in so many may be given up.
-const DECIDED_OF: u64 = 1_000;
+const DECIDED_OF: u64 = 200;
 
 /// All of it, in one line; `seeds` is how long all cores together took.
 pub(crate) fn summary(seeds: Duration) -> String {
@@ -55,8 +55,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_than_one_undecided_search_in_a_thousand_is_too_many() {
-        assert!(are_few(1, 10) && are_few(8, 7_000));
-        assert!(!are_few(2, 10) && !are_few(9, 7_000));
+    fn more_than_one_undecided_search_in_two_hundred_is_too_many() {
+        assert!(are_few(1, 10) && are_few(36, 7_000));
+        assert!(!are_few(2, 10) && !are_few(37, 7_000));
     }
 }
