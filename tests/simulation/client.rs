@@ -687,7 +687,7 @@ impl World {
         match response {
             Response::Resumed { account, waiting, .. } => {
                 // X1: two accounts of one name, each on its side, may both have been logged in to with one client id.
-                let same = self.split || client.account == Some(account);
+                let same = self.oracle.split || client.account == Some(account);
                 assert!(same, "client {at} of {:?} resumed as {account}", client.account);
                 client.account = Some(account);
                 client.connection.as_mut().expect("it answered on one").bound = true;
