@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each kind of fault once.
-const ROUNDS: &str = "8";
+const ROUNDS: &str = "11";
 
 fn runs(program: &str, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
