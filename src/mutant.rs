@@ -21,10 +21,10 @@ macro_rules! removed {
     };
 }
 
-/// Whether `LASTWORD_MUTANT` names this mutant; it is read once.
+/// Whether `LASTWORD_MUTANT` names this mutant, alone or with others joined by `+`; it is read once.
 #[cfg(lastword_mutants)]
 pub(crate) fn is_removed(mutant: &str) -> bool {
     static REMOVED: std::sync::LazyLock<Option<String>> =
         std::sync::LazyLock::new(|| std::env::var("LASTWORD_MUTANT").ok());
-    REMOVED.as_deref() == Some(mutant)
+    REMOVED.as_deref().is_some_and(|names| names.split('+').any(|name| name == mutant))
 }

@@ -106,7 +106,7 @@ impl Replica {
     pub(super) fn compare(&mut self, from: ServerId, theirs: &Mark) {
         let Some(own) = self.marks.same_entry(theirs) else { return };
         let Role::Primary(primary) = &mut self.role else { return };
-        let differs = own.digest != theirs.digest;
+        let differs = own.digest != theirs.digest && !removed!("D7-compare");
         let found = if differs { Found::Differs(own) } else { Found::Same(own.index) };
         primary.compared.0.insert(from, found);
         let Some(index) = primary.compared.first_difference() else { return };

@@ -305,7 +305,8 @@ impl Replica {
         dead: &BTreeSet<ServerId>,
     ) -> Result<Formation, Awaited> {
         let viewless = self.now.since(self.viewless_since);
-        let waited = !self.whole_life && self.config.cold_wait.is_some_and(|wait| viewless >= wait);
+        let waited = self.config.cold_wait.is_some_and(|wait| viewless >= wait) || removed!("V5-waited");
+        let waited = !self.whole_life && waited;
         let mut incarnations: BTreeMap<ServerId, Incarnation> =
             self.peers.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
         incarnations.insert(self.me, self.hard.incarnation);
@@ -777,7 +778,7 @@ impl Replica {
             installing.asked = now;
             return self.send_fetch(leader, number);
         }
-        if last != start {
+        if last != start && !removed!("V7-start") {
             self.warn(format!("the log ends at entry {} unlike the new view's start", last.index));
             return self.become_learner(leader, number);
         }
