@@ -165,6 +165,9 @@ impl Replica {
                 self.on_checkpoint_installed(*installed);
             }
             CheckpointResult::Failed(error) if step == Some(Step::Own) => self.on_checkpoint_failed(&error),
+            CheckpointResult::Failed(error) if step == Some(Step::Abandon) => {
+                self.warn(format!("what is left of a checkpoint that was given up can't be removed: {error}"));
+            }
             CheckpointResult::Failed(error) => self.on_receive_failed(&error),
         }
     }
