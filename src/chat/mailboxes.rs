@@ -78,10 +78,8 @@ impl Mailboxes {
         directory.mention(message.from);
         directory.mention(message.to);
         let (low, high) = conversation(directory, &message);
-        let is_first = self.exchanged(low, high, u64::MAX).next().is_none();
         self.conversations.insert((low, high, order));
-        if is_first && low != Handle::DELETED {
-            self.partners.insert((low, high));
+        if low != Handle::DELETED && self.partners.insert((low, high)) {
             self.partners.insert((high, low));
         }
         self.bytes += row_bytes(&message);
