@@ -63,7 +63,11 @@ pub(super) struct Directory {
 impl Directory {
     /// The account with this name, in whatever case.
     pub(super) fn named(&self, name: &str) -> Option<AccountId> {
-        self.names.get(name.to_ascii_lowercase().as_str()).copied()
+        // Most people write names as they are kept: then nothing has to be copied.
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return self.names.get(name.to_ascii_lowercase().as_str()).copied();
+        }
+        self.names.get(name).copied()
     }
 
     /// The handle of an existing account.
