@@ -293,7 +293,10 @@ pub(crate) fn report(violation: &Violation) -> String {
     let Violation { seed, what, history } = violation;
     let path = write_trace(*history, *seed);
     let test = history.test();
-    format!("SIM_SEED={seed:#x} cargo test --test simulation {test}   # {what}\n  the last steps: {path}")
+    let splits = if std::env::var_os("SIM_SPLITS").is_some() { "SIM_SPLITS=1 " } else { "" };
+    format!(
+        "{splits}SIM_SEED={seed:#x} cargo test --test simulation {test}   # {what}\n  the last steps: {path}"
+    )
 }
 
 /// Runs seeds on all cores until `next` gives no more, or one fails.
