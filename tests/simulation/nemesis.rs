@@ -335,7 +335,7 @@ impl World {
     /// - A directory that is put back may not be from when its server was alone in the view: alone again, it would
     ///   have nobody to ask. And all others must have the latest view on their disks, for they are the only ones who
     ///   know of it: whomever it asks then tells it.
-    /// - After a split any directory may be the only one that has something acknowledged, so nothing happens to any.
+    /// - After logs have parted any directory may be the only one that has something acknowledged, so nothing happens to any.
     fn damage(&mut self, at: usize, fault: Fault) {
         let alone_knows = self.latest_leader().is_some_and(|leader| {
             let view = self.servers[leader].replica().expect("it leads").installed_view();
@@ -346,7 +346,7 @@ impl World {
             Fault::RollBack => self.is_superseded(at) && !alone_knows,
             _ => self.is_superseded(at),
         };
-        if self.servers[at].process.is_none() && allowed && !self.split && !self.healed {
+        if self.servers[at].process.is_none() && allowed && !self.oracle.split && !self.healed {
             match fault {
                 Fault::Wipe => {
                     self.faults.count(fault);
@@ -364,7 +364,9 @@ impl World {
     fn rot(&mut self, at: usize, fault: Fault) {
         let disk = self.servers[at].disk.clone();
         let wanted = |path: &&String| match fault {
-            Fault::RotTable => path.starts_with("checkpoints/") && !path.contains("rotten") && !path.contains("given-up"),
+            Fault::RotTable => {
+                path.starts_with("checkpoints/") && !path.contains("rotten") && !path.contains("given-up")
+            }
             _ => path.starts_with("server_log") && path.ends_with(".csv"),
         };
         let files: Vec<String> = disk.files().iter().filter(wanted).cloned().collect();
@@ -494,6 +496,11 @@ impl World {
             self.nemesis_duration(Duration::from_millis(100), PARTITION_MAX)
         };
         self.partition_after = self.now + duration + PARTITIONS_APART;
+        if matches!(shape, Fault::OneWay | Fault::SingleLink) && servers > 2 && duration >= SUSPICION / 2 {
+            // Both ends reach a majority through the others, and so wait for no longer than the suspicion timeout.
+            // Each other server in touch with the primary vetoes (V1), unless it has just been started or woken.
+            self.expect_split();
+        }
         for (from, to) in pairs {
             self.block(from, to, one_way);
             self.after(duration, Action::Mishap(Mishap::Unblock(from, to)));

@@ -188,7 +188,11 @@ impl Swarm {
             partitions: prng.chance(1, 4),
             splits: false,
             slow_links: prng.chance(1, 5),
-            cold_wait: prng.chance(1, 5).then(|| between(prng, 1_000_000, 15_000_000)),
+            cold_wait: match prng.below(6) {
+                0 => Some(between(prng, 200_000, 2_000_000)),
+                1 => Some(between(prng, 1_000_000, 15_000_000)),
+                _ => None,
+            },
             client_cuts: prng.chance(1, 4),
             skew: prng.chance(1, 3),
             jumps: prng.chance(1, 3),
