@@ -83,7 +83,8 @@ pub struct Replica {
     viewless_since: Instant,
     /// The cluster that this server creates is not yet on its disk: nobody may hear of it.
     creating: bool,
-    /// Servers of other clusters that were complained about.
+    /// Servers that belong to another cluster, as far as they said last; and those that were complained about.
+    elsewhere: BTreeSet<ServerId>,
     foreign: BTreeSet<ServerId>,
     /// A pre-vote of this server under way (V1).
     pre_vote: Option<PreVote>,
@@ -216,6 +217,7 @@ impl Replica {
             role_since: now,
             viewless_since: now,
             creating: false,
+            elsewhere: BTreeSet::new(),
             foreign: BTreeSet::new(),
             pre_vote: None,
             probing: Vec::new(),
@@ -467,6 +469,12 @@ impl Replica {
         if !self.peers.contains_key(&from) {
             return;
         }
+        // What a server of another cluster negotiates does not concern this one.
+        let heartbeat =
+            matches!(message, PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatOk { .. });
+        if !heartbeat && self.hard.cluster.is_some() && self.elsewhere.contains(&from) {
+            return debug!(%from, "ignored: a message of another cluster");
+        }
         match message {
             PeerMessage::Heartbeat { nonce, pulse } => self.on_heartbeat(from, nonce, pulse),
             PeerMessage::HeartbeatOk { nonce, pulse } => self.on_heartbeat_ok(from, nonce, pulse),
@@ -687,8 +695,10 @@ impl Replica {
         if let (Some(own), Some(theirs)) = (self.hard.cluster, pulse.cluster)
             && own != theirs
         {
+            self.elsewhere.insert(from);
             return self.on_foreign_cluster(from, theirs, &pulse);
         }
+        self.elsewhere.remove(&from);
         let now = self.now;
         let peer = self.peers.get_mut(&from).expect("a configured server");
         let known = peer.incarnation;

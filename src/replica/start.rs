@@ -2,7 +2,7 @@
 
 use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
 use crate::message::{HardState, Pulse, Standing, Standpoint, View, Write};
-use crate::types::{ClusterId, Incarnation, Member, ServerId, ViewNumber};
+use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
 
 use super::authority::Awaited;
 use super::{Effect, Exit, FirstRole, Held, Replica, Role};
@@ -133,26 +133,30 @@ impl Replica {
     }
 
     /// Different cluster ids never merge. But a cluster that holds nothing of anyone yields to one that does; of two
-    /// that hold nothing, to the one that has gone on further, or whose server is listed first.
+    /// that hold nothing, to the one with the lower id, so that all of its servers decide alike. Who has only just joined
+    /// does not know yet what its cluster holds.
     pub(super) fn on_foreign_cluster(&mut self, from: ServerId, theirs: ClusterId, pulse: &Pulse) {
-        let last = self.log.last().index;
-        let yields = !pulse.blank || pulse.last > last || (pulse.last == last && from < self.me);
-        if yields && self.holds_nothing() && !self.creating {
+        let knows_own = self.log.last().index > LogIndex::ZERO;
+        let lower = knows_own && self.hard.cluster.is_some_and(|own| theirs < own);
+        let blank = self.holds_nothing();
+        if blank && (!pulse.blank || lower) && !self.creating {
             self.yield_cluster(from, theirs);
-        } else {
+        } else if !blank && !pulse.blank {
             self.complain_of_cluster(from, theirs);
         }
     }
 
     /// Once of each server.
-    pub(super) fn complain_of_cluster(&mut self, from: ServerId, theirs: ClusterId) {
+    fn complain_of_cluster(&mut self, from: ServerId, theirs: ClusterId) {
         if !self.foreign.insert(from) {
             return;
         }
         let own = self.hard.cluster.or(self.config.known_cluster);
         let own = own.map_or_else(|| "none".to_owned(), |own| own.to_string());
         let text = format!("server {from} belongs to cluster {theirs}, this directory to cluster {own}");
-        if self.said_ready || matches!(self.role, Role::Primary(_) | Role::Candidate(_)) {
+        // An empty directory waits for the cluster that it knows of: that one may be there too, and win over this one.
+        let waits = self.hard.cluster.is_none();
+        if self.said_ready || waits || matches!(self.role, Role::Primary(_) | Role::Candidate(_)) {
             self.warn(format!("{text}; neither follows the other"));
         } else {
             let advice = "start this server on a directory of that cluster, or on an empty one";
