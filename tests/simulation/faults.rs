@@ -131,6 +131,11 @@ impl FaultCounts {
         self.fired[fault as usize] += 1;
     }
 
+    /// How often one has fired.
+    pub(crate) fn fired(&self, fault: Fault) -> u64 {
+        self.fired[fault as usize]
+    }
+
     /// Adds the counts of one seed.
     pub(crate) fn add_seed(&mut self, other: &Self) {
         for (at, fired) in other.fired.iter().enumerate() {

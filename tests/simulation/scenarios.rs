@@ -21,13 +21,21 @@ pub(crate) const ALICE: usize = 0;
 pub(crate) const BOB: usize = 1;
 
 pub(crate) fn new_world(seed: u64) -> World {
+    world_with(seed, Swarm::calm())
+}
+
+pub(crate) fn world_with(seed: u64, swarm: Swarm) -> World {
     let print = std::env::var_os("SIM_TRACE").is_some();
-    World::new(seed, Swarm { clients: 0, ..Swarm::calm() }, Trace::new(print, print))
+    World::new(seed, Swarm { clients: 0, ..swarm }, Trace::new(print, print))
 }
 
 /// Three servers in one view, Alice and Bob registered.
 pub(crate) fn running_world(seed: u64) -> World {
-    let mut world = new_world(seed);
+    begin(new_world(seed))
+}
+
+/// The same in this world.
+pub(crate) fn begin(mut world: World) -> World {
     for at in 0..3 {
         world.start(at);
     }

@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use lastword::message::Response;
+use lastword::replica::{Event, FirstRole};
 
 use crate::client::{Ended, Op};
+use crate::faults::Fault;
 use crate::runner::{check_disks, describe, is_whole};
-use crate::scenarios::{ALICE, BOB, LATER, await_leader, installed_view, is_done, running_world, send};
+use crate::scenarios::{
+    ALICE, BOB, LATER, await_dropped, await_leader, begin, installed_view, is_done, new_world, send,
+    world_with,
+};
 use crate::server::Death;
+use crate::swarm::Swarm;
 use crate::world::World;
 
 /// The third client; client 0 stays with server 0, and so on.
@@ -17,7 +23,11 @@ const HEALED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Three servers in one view, and three clients that are registered everywhere.
 fn world_of_three(seed: u64) -> World {
-    let mut world = running_world(seed);
+    world_of_three_with(seed, Swarm::calm())
+}
+
+fn world_of_three_with(seed: u64, swarm: Swarm) -> World {
+    let mut world = begin(world_with(seed, swarm));
     assert_eq!(world.add_client(), CAROL);
     assert!(is_done(world.wait_for_client(CAROL, LATER).as_ref()), "{}", describe(&world));
     world
@@ -102,7 +112,10 @@ fn send_around(world: &mut World, from: &[usize], words: &str, sent: &mut [Vec<S
 
 /// Three primaries, each alone, each with something that only it has acknowledged.
 fn three_lonely_primaries(seed: u64) -> (World, Vec<Vec<String>>) {
-    let mut world = world_of_three(seed);
+    lonely_primaries(world_of_three(seed))
+}
+
+fn lonely_primaries(mut world: World) -> (World, Vec<Vec<String>>) {
     let mut sent = vec![Vec::new(); 3];
     send_around(&mut world, &[ALICE, BOB, CAROL], "before", &mut sent);
     split(&mut world, &[&[0], &[1], &[2]]);
@@ -265,5 +278,118 @@ fn a_command_tried_on_both_sides_of_a_split_is_carried_out_once() {
         assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}");
         sent[BOB].push("once".into());
         check_all(&mut world, &sent);
+    }
+}
+
+/// What the loser has applied is in all of its checkpoints, and the log's beginning is cut: it begins anew, and has its
+/// rows proposed again all the same.
+#[test]
+fn a_split_that_outlasts_the_checkpoints_from_before_it_loses_nothing() {
+    for seed in 0..16 {
+        let swarm = Swarm { checkpoint_bytes: 2_000, segment_bytes: 1_500, ..Swarm::calm() };
+        let mut world = world_of_three_with(seed, swarm);
+        let mut early = vec![Vec::new(); 3];
+        for round in 0..seed % 6 {
+            send_around(&mut world, &[ALICE, BOB, CAROL], &format!("early {round}"), &mut early);
+            world.run_for(Duration::from_secs(1));
+        }
+        let (mut world, mut sent) = lonely_primaries(world);
+        for round in 0..6 {
+            send_around(&mut world, &[ALICE, BOB, CAROL], &format!("round {round}"), &mut sent);
+            world.run_for(Duration::from_millis(1_200));
+        }
+        if seed % 3 == 0 {
+            // D3: little space must not cost rows that only this server has.
+            (0..3).for_each(|at| world.deliver(at, Event::DiskSpace { low: true }));
+            world.run_for(Duration::from_secs(3));
+            (0..3).for_each(|at| world.deliver(at, Event::DiskSpace { low: false }));
+        }
+        assert!(world.faults.fired(Fault::Checkpoint) > 12, "hardly any checkpoint was taken");
+        for (sent, early) in sent.iter_mut().zip(early) {
+            sent.extend(early);
+        }
+        check_all(&mut world, &sent);
+    }
+}
+
+/// A server that follows one winner, with its own rows aside, meets another winner: what it learned is cut again.
+#[test]
+fn a_learner_whose_own_log_has_lost_loses_once_more_and_loses_nothing() {
+    for moment in 0..40 {
+        let (mut world, mut sent) = three_lonely_primaries(moment % 5);
+        let order = |world: &World, at| installed_view(world, at).number;
+        let mut by_view = [0, 1, 2];
+        by_view.sort_by_key(|&at| order(&world, at));
+        let [lowest, middle, highest] = by_view;
+        world.unblock(lowest, middle);
+        world.unblock(middle, lowest);
+        world.run_for(Duration::from_millis(15 * moment));
+        world.block(lowest, middle, false);
+        if moment % 2 == 0 {
+            send_around(&mut world, &[highest], "meanwhile", &mut sent);
+        }
+        world.unblock(lowest, highest);
+        world.unblock(highest, lowest);
+        world.run_for(Duration::from_millis(30 * (moment % 9)));
+        check_all(&mut world, &sent);
+    }
+}
+
+/// Two servers are told to create the cluster while they don't reach each other.
+#[test]
+fn of_two_clusters_the_one_without_users_yields_whatever_its_age() {
+    for seed in 0..12 {
+        let mut world = new_world(seed);
+        world.servers[1].config.first_role = FirstRole::Primary;
+        split(&mut world, &[&[0], &[1], &[2]]);
+        world.start(0);
+        world.start(1);
+        await_serving(&mut world, &[0, 1]);
+        let (used, empty) = if seed % 2 == 0 { (0, 1) } else { (1, 0) };
+        assert_eq!(world.add_client(), ALICE);
+        pin(&mut world, ALICE, used);
+        assert!(is_done(world.wait_for_client(ALICE, LATER).as_ref()), "{}", describe(&world));
+        send(&mut world, ALICE, ALICE, "to myself");
+        // The empty one may have gone on further: each start makes a view.
+        for _ in 0..seed % 4 {
+            world.crash(empty, Death::Kill);
+            world.start(empty);
+            await_serving(&mut world, &[empty]);
+            world.run_for(Duration::from_secs(2 * (seed % 2)));
+        }
+        heal_paths(&mut world);
+        world.start(2);
+        assert!(world.run_until(LATER, is_whole), "seed {seed}: {}", describe(&world));
+        assert_eq!(mailbox(&mut world, ALICE), ["to myself"]);
+        check_disks(&mut world);
+    }
+}
+
+/// V5: the last to fail is missing, so the others wait, and then go on without it; when it returns, what only it has
+/// acknowledged comes back.
+#[test]
+fn after_a_while_a_cold_start_goes_on_without_the_last_to_fail_and_its_return_brings_everything_back() {
+    const WAIT: Duration = Duration::from_secs(15);
+    for seed in 0..10 {
+        let mut world = world_of_three_with(seed, Swarm { cold_wait: Some(WAIT), ..Swarm::calm() });
+        let mut sent = vec![Vec::new(); 3];
+        send_around(&mut world, &[ALICE, BOB, CAROL], "before", &mut sent);
+        let last = usize::try_from(seed % 3).expect("small");
+        let others: Vec<usize> = (0..3).filter(|&at| at != last).collect();
+        for &at in &others {
+            world.crash(at, Death::Kill);
+            await_dropped(&mut world, at);
+        }
+        send_around(&mut world, &[ALICE, BOB, CAROL], "only on the last", &mut sent);
+        world.crash(last, Death::Kill);
+        others.iter().for_each(|&at| world.start(at));
+        world.run_for(WAIT - Duration::from_secs(2));
+        assert!(!others.iter().any(|&at| serves(&world, at)), "it did not wait; {}", describe(&world));
+        let leads = |world: &mut World| others.iter().any(|&at| serves(world, at));
+        assert!(world.run_until(Duration::from_secs(10), leads), "seed {seed}: {}", describe(&world));
+        assert!(describe(&world).contains("provisional"), "{}", describe(&world));
+        send_around(&mut world, &[ALICE, BOB, CAROL], "without the last", &mut sent);
+        check_all(&mut world, &sent);
+        assert!(!describe(&world).contains("provisional"), "{}", describe(&world));
     }
 }
