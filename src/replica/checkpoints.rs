@@ -166,7 +166,9 @@ impl Replica {
             }
             CheckpointResult::Failed(error) if step == Some(Step::Own) => self.on_checkpoint_failed(&error),
             CheckpointResult::Failed(error) if step == Some(Step::Abandon) => {
-                self.warn(format!("what is left of a checkpoint that was given up can't be removed: {error}"));
+                self.warn(format!(
+                    "what is left of a checkpoint that was given up can't be removed: {error}"
+                ));
             }
             CheckpointResult::Failed(error) => self.on_receive_failed(&error),
         }
@@ -201,11 +203,7 @@ impl Replica {
     fn cut_through(&self) -> LogIndex {
         let absent = self.view.members.len() < self.configured.len();
         let unneeded = LogIndex(self.checkpointing.newest.0.saturating_sub(APPLIED_ENTRIES_MAX));
-        if absent {
-            self.checkpointing.older.min(unneeded)
-        } else {
-            self.checkpointing.older
-        }
+        if absent { self.checkpointing.older.min(unneeded) } else { self.checkpointing.older }
     }
 
     fn on_checkpoint_failed(&mut self, error: &str) {

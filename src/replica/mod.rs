@@ -470,8 +470,7 @@ impl Replica {
             return;
         }
         // What a server of another cluster negotiates does not concern this one.
-        let heartbeat =
-            matches!(message, PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatOk { .. });
+        let heartbeat = matches!(message, PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatOk { .. });
         if !heartbeat && self.hard.cluster.is_some() && self.elsewhere.contains(&from) {
             return debug!(%from, "ignored: a message of another cluster");
         }
