@@ -320,7 +320,7 @@ class Cluster:
             self.signal(at, signal.SIGCONT)
         self.kill(*running)
 
-    def stop(self, *servers, limit=10):
+    def stop(self, *servers, limit=30):
         """Orderly: SIGTERM, and wait. Gives the exit codes."""
         for at in servers:
             self.signal(at, signal.SIGTERM)

@@ -97,7 +97,7 @@ class Proxied(Disks):
         self.refuse(servers)
         return when
 
-    def stop(self, *servers, limit=10):
+    def stop(self, *servers, limit=30):
         codes = super().stop(*servers, limit=limit)
         self.refuse(servers)
         return codes
