@@ -371,7 +371,8 @@ impl Replica {
         if removed!("V7-cut-on-disk") {
             return self.send_fetch(from, view);
         }
-        self.write(Write::Truncate { after: shared });
+        let id = self.write(Write::Truncate { after: shared });
+        self.held.push_back((id, Held::Moved));
         self.commit = self.commit.min(shared);
         self.send_fetch(from, view);
     }

@@ -171,6 +171,8 @@ enum Held {
     Installed { leader: ServerId, number: ViewNumber },
     /// Rows that were applied here are moved aside, and the log is cut (R2).
     MovedAside,
+    /// Rows that were not applied here are moved aside (R2).
+    Moved,
     /// A file of diverged rows is gone (R7).
     Forgotten,
     /// This server has given up its own cluster for this one.
@@ -532,6 +534,7 @@ impl Replica {
                 Held::OwnPromise(number) => self.on_own_promise(number),
                 Held::Installed { leader, number } => self.on_installed(leader, number),
                 Held::MovedAside => self.on_moved_aside(),
+                Held::Moved => self.rebasing.on_moved(),
                 Held::Forgotten => self.on_forgotten(),
                 Held::Yielded(cluster) => self.on_yielded(cluster),
                 Held::Distrusted(reason) => self.on_distrusted(reason),

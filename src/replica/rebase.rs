@@ -28,6 +28,10 @@ const REPEATED_AFTER: Duration = Duration::from_millis(500);
 pub(super) struct Rebasing {
     /// There are files of such rows, or may be.
     pending: bool,
+    /// So many times rows are still being moved to a file.
+    moving: usize,
+    /// Rows have been moved aside since the files were last looked for.
+    moved: bool,
     /// Rows are being moved aside that were applied here: then everything is recovered again (R2).
     pub(super) diverging: bool,
     step: Step,
@@ -59,12 +63,19 @@ struct Batch {
 
 impl Rebasing {
     pub(super) fn new(pending: bool) -> Self {
-        Self { pending, diverging: false, step: Step::Idle, left: 0 }
+        Self { pending, moving: 0, moved: false, diverging: false, step: Step::Idle, left: 0 }
     }
 
-    /// Rows are moved aside.
+    /// Rows are being moved aside.
     pub(super) fn begin(&mut self) {
         self.pending = true;
+        self.moving += 1;
+        self.moved = true;
+    }
+
+    /// Their file is on disk.
+    pub(super) fn on_moved(&mut self) {
+        self.moving -= 1;
     }
 
     /// Whether there is something left to be proposed again.
@@ -97,7 +108,12 @@ impl Replica {
             return;
         }
         match &self.rebasing.step {
-            Step::Idle => self.read_diverged(None),
+            // A file that is still to be written would not be found.
+            Step::Idle if self.rebasing.moving > 0 => {}
+            Step::Idle => {
+                self.rebasing.moved = false;
+                self.read_diverged(None);
+            }
             Step::Proposing(_) => self.maybe_give_batch(),
             Step::Reading | Step::Forgetting => {}
         }
@@ -110,6 +126,10 @@ impl Replica {
 
     pub(super) fn on_diverged_read(&mut self, rows: Option<DivergedRows>) {
         let Some(rows) = rows else {
+            if self.rebasing.moved {
+                self.rebasing.step = Step::Idle;
+                return;
+            }
             self.rebasing = Rebasing::new(self.rebasing.diverging);
             return self.say("all that only this server had is committed again".to_owned());
         };
@@ -179,7 +199,8 @@ impl Replica {
     }
 
     pub(super) fn on_forgotten(&mut self) {
-        self.read_diverged(None);
+        self.rebasing.step = Step::Idle;
+        self.tick_rebase();
     }
 
     /// R2: the rows are in their file, and the log ends at the fork. What was applied above it must be undone.
