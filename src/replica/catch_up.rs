@@ -16,6 +16,7 @@ use crate::time::Instant;
 use crate::types::{LogIndex, ServerId, ViewNumber};
 
 use super::backup::Misfit;
+use super::view_change::leads;
 use super::{Effect, Exit, Held, ReadId, Replica, Role};
 
 /// A learner that has all there is asks again after this long.
@@ -89,6 +90,8 @@ pub(super) struct Repairing {
     /// What has come so far for the first gap.
     rows: Vec<Arc<Entry>>,
     asked: Option<Instant>,
+    /// Who gave the last of them.
+    giver: Option<ServerId>,
     /// Servers that have not got the rows either.
     without: BTreeSet<ServerId>,
     writing: bool,
@@ -96,7 +99,7 @@ pub(super) struct Repairing {
 
 impl Repairing {
     pub(super) fn new(gaps: Vec<(Position, LogIndex)>) -> Self {
-        Self { gaps, rows: Vec::new(), asked: None, without: BTreeSet::new(), writing: false }
+        Self { gaps, rows: Vec::new(), asked: None, giver: None, without: BTreeSet::new(), writing: false }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -399,7 +402,8 @@ impl Replica {
 
     /// D5: rows that this disk may have acknowledged are about to go.
     fn lose_standing(&mut self) {
-        if !matches!(self.hard.standing, Standing::Partial | Standing::Distrusted) && !removed!("D5-standing") {
+        if !matches!(self.hard.standing, Standing::Partial | Standing::Distrusted) && !removed!("D5-standing")
+        {
             self.hard.standing = Standing::Partial;
             self.persist_hard();
         }
@@ -537,6 +541,7 @@ impl Replica {
         }
         self.repairing.rows.extend(entries.into_iter().filter(|entry| entry.index <= through));
         self.repairing.asked = None;
+        self.repairing.giver = Some(from);
         if self.repairing.rows.last().is_some_and(|entry| entry.index == through) {
             self.repairing.writing = true;
             let entries = std::mem::take(&mut self.repairing.rows);
@@ -546,8 +551,11 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_repaired(&mut self, error: Option<String>) {
+    pub(super) fn on_repaired(&mut self, error: Option<String>, fits: bool) {
         self.repairing.writing = false;
+        if !fits {
+            return self.on_other_rows();
+        }
         if let Some(error) = error {
             self.repairing.asked = Some(self.now);
             return self.warn(format!("rotten rows could not be filled in: {error}"));
@@ -557,5 +565,31 @@ impl Replica {
             self.say("the rotten rows are filled in: recovers again".to_owned());
             self.exit(Exit::Recover);
         }
+    }
+
+    /// R2: what others have in the place of the rotten rows is not followed by the rows behind them: these are of a log
+    /// that has lost. If whoever has the others leads, they are moved aside, and proposed again as far as they can be
+    /// read.
+    fn on_other_rows(&mut self) {
+        let (Some((gap, through)), Some(giver)) =
+            (self.repairing.gaps.first().copied(), self.repairing.giver)
+        else {
+            return;
+        };
+        self.repairing.asked = Some(self.now);
+        let pulse = self.peers.get(&giver).and_then(|peer| peer.pulse.as_ref());
+        if !pulse.is_some_and(|pulse| leads(pulse) && pulse.view >= self.view.number) {
+            return debug!(%giver, "ignored: rows of another log in the place of rotten ones");
+        }
+        self.repairing.writing = true;
+        self.warn(format!(
+            "entries {} to {through} are rotten on this disk, and server {giver}, which leads, has others: moves what \
+             is above {} aside, to be proposed again as far as it can be read",
+            gap.index.next(),
+            gap.index
+        ));
+        self.lose_standing();
+        self.rebasing.begin();
+        self.move_applied_aside(gap.index);
     }
 }

@@ -156,6 +156,8 @@ pub enum Event {
     Repaired {
         /// None: they are on disk. Otherwise what went wrong.
         error: Option<String>,
+        /// Whether the rows behind them follow them. If not, nothing was done.
+        fits: bool,
     },
     /// The disk is nearly full, or no longer so (D3).
     DiskSpace {

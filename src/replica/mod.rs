@@ -276,7 +276,7 @@ impl Replica {
             Event::ReadDone { id, result } => self.on_read_done(id, result),
             Event::Hashed { id, result } => self.on_hashed(id, result),
             Event::CheckpointDone(result) => self.on_checkpoint_done(result),
-            Event::Repaired { error } => self.on_repaired(error),
+            Event::Repaired { error, fits } => self.on_repaired(error, fits),
             Event::DiskSpace { low } => self.disk_low = low,
             Event::Stop => self.on_stop(),
         }

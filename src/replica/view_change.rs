@@ -199,8 +199,7 @@ impl Replica {
 
     /// The primary has answered a heartbeat begun at `begun`: probes since before that have succeeded.
     pub(super) fn veto_probed(&mut self, from: ServerId, begun: Instant, pulse: &Pulse) {
-        let leads = pulse.standpoint == Standpoint::Primary && !pulse.leaving && !is_stuck(pulse);
-        if self.probed_primary() != Some(from) || !leads {
+        if self.probed_primary() != Some(from) || !leads(pulse) {
             return;
         }
         let (vetoed, waiting) =
@@ -905,6 +904,11 @@ const STUCK_MS: u32 = 1000;
 
 fn is_stuck(pulse: &Pulse) -> bool {
     pulse.sync_age_ms >= STUCK_MS && !removed!("N9-stuck")
+}
+
+/// Whether it says that it leads, and can.
+pub(super) fn leads(pulse: &Pulse) -> bool {
+    pulse.standpoint == Standpoint::Primary && !pulse.leaving && !is_stuck(pulse)
 }
 
 /// Whether a log that ends at `last` lacks little of one that ends at `end` (T4).

@@ -179,8 +179,13 @@ impl LogWriter {
                 }
             }
             LogJob::Repair(after, entries) => {
-                let error = self.attempt(|log| log.repair(after, &entries)).err();
-                tell(&self.report, Event::Repaired { error });
+                let mut fits = true;
+                let repair = |log: &mut CommitLog<OsDisk>| {
+                    fits = log.fits_gap(after, &entries)?;
+                    if fits { log.repair(after, &entries) } else { Ok(()) }
+                };
+                let error = self.attempt(repair).err();
+                tell(&self.report, Event::Repaired { error, fits });
             }
             LogJob::RestartAfter(installed) => {
                 let result = match self.attempt(|log| log.restart_after(&installed)) {

@@ -264,6 +264,18 @@ impl<D: Disk> CommitLog<D> {
         self.note_failure(result)
     }
 
+    /// Whether these entries are what the gap after `after` lacks. If not, they are those of another log (R2).
+    ///
+    /// # Errors
+    /// The row behind the gap can't be read.
+    pub fn fits_gap(&self, after: Position, entries: &[Arc<Entry>]) -> Result<bool, StorageError> {
+        match self.check_repair(after, entries) {
+            Ok(_) => Ok(true),
+            Err(StorageError::File { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn check_usable(&self) -> Result<(), StorageError> {
         self.failure.as_ref().map_or(Ok(()), |failure| Err(StorageError::Poisoned(failure.clone())))
     }

@@ -648,3 +648,36 @@ fn the_same_row_rotten_on_all_servers_stops_them_all_and_is_named_until_one_has_
         heal_and_check(&mut world);
     }
 }
+
+/// D4, R2: others have another entry in the place of the rotten one, for they never had the rows that follow it.
+#[test]
+fn a_row_that_rots_in_a_log_that_has_lost_is_given_up_and_those_behind_it_are_proposed_again() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let alone = await_leader(&mut world);
+        for other in (0..3).filter(|&other| other != alone) {
+            world.block(alone, other, false);
+        }
+        for client in [ALICE, BOB] {
+            // Nobody acknowledges it there, and it is asked for again elsewhere.
+            world.clients[client].pinned = Some(alone);
+            world.wish(client, Op::Send { to: BOB, text: format!("from {client}, hardly begun") });
+            world.run_for(Duration::from_millis(50));
+            world.clients[client].pinned = None;
+        }
+        world.crash(alone, Death::Kill);
+        for client in [ALICE, BOB] {
+            let ended = world.wait_for_client(client, LATER);
+            assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}; {}", describe(&world));
+        }
+        rot(&world, alone, "from 0, hardly begun");
+        world.servers[alone].damaged = true;
+        world.network.heal();
+        world.start(alone);
+        await_whole(&mut world);
+        let mut waiting = read(&mut world, BOB);
+        waiting.sort();
+        assert_eq!(waiting, ["from 0, hardly begun", "from 1, hardly begun"]);
+        heal_and_check(&mut world);
+    }
+}

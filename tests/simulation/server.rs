@@ -128,7 +128,7 @@ pub(crate) struct Process {
     checkpoints: Checkpoints<MemoryDisk>,
     /// What the writer has not begun.
     log_jobs: VecDeque<LogJob>,
-    /// The sync under way: up to which write, repairs in it, and the error that an earlier write met.
+    /// The sync under way: up to which write, whether each repair in it fitted, and the error that an earlier write met.
     syncing: Option<Sync>,
     checkpoint_steps: VecDeque<CheckpointStep>,
     checkpointing: bool,
@@ -146,7 +146,7 @@ pub(crate) struct Process {
 #[derive(Debug)]
 struct Sync {
     through: Option<WriteId>,
-    repairs: usize,
+    repairs: Vec<bool>,
     installed: Vec<CheckpointResult>,
     error: Option<String>,
 }
@@ -561,7 +561,7 @@ impl World {
             self.count_disk_fault(at, &error);
             events.push(Event::WriteFailed { error });
         }
-        events.extend((0..sync.repairs).map(|_| Event::Repaired { error: error.clone() }));
+        events.extend(sync.repairs.into_iter().map(|fits| Event::Repaired { error: error.clone(), fits }));
         events.extend(sync.installed.into_iter().map(|installed| {
             Event::CheckpointDone(match &error {
                 None => installed,
@@ -741,7 +741,7 @@ impl World {
 /// Hands everything that waits to the log; the sync that follows covers it.
 fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>, failed: Option<&str>) -> Sync {
     let error = failed.map(ToOwned::to_owned);
-    let mut sync = Sync { through: None, repairs: 0, installed: Vec::new(), error };
+    let mut sync = Sync { through: None, repairs: Vec::new(), installed: Vec::new(), error };
     for job in jobs.drain(..) {
         let result = match job {
             LogJob::Write(..) | LogJob::Cut(_) if sync.error.is_some() => Ok(()),
@@ -751,8 +751,9 @@ fn begin_sync(log: &mut CommitLog<MemoryDisk>, jobs: &mut VecDeque<LogJob>, fail
             }
             LogJob::Cut(through) => log.cut(through),
             LogJob::Repair(after, entries) => {
-                sync.repairs += 1;
-                log.repair(after, &entries)
+                let fits = log.fits_gap(after, &entries);
+                sync.repairs.push(*fits.as_ref().unwrap_or(&true));
+                fits.and_then(|fits| if fits { log.repair(after, &entries) } else { Ok(()) })
             }
             LogJob::Restart(installed) => {
                 let result = log.restart_after(&installed);
