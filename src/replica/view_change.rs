@@ -236,13 +236,6 @@ impl Replica {
         match self.decide(&reports, &dead) {
             // Whoever leads holds the last view: what its log lacks of the longest is fetched first (V4).
             Ok(formation) if formation.sources.contains(&self.me) => {
-                if !formation.without.is_empty() {
-                    let names = self.names(&formation.without);
-                    self.warn(format!(
-                        "goes on provisionally, without {names} (--cold-wait): what was acknowledged there and is \
-                         missing here comes back with it"
-                    ));
-                }
                 let leaving = |id: &ServerId| {
                     self.peers.get(id).and_then(|p| p.pulse.as_ref()).is_some_and(|pulse| pulse.leaving)
                 };
@@ -586,6 +579,13 @@ impl Replica {
             .filter(|(server, report)| !dropped(server) && fits(server, report))
             .map(|(server, report)| Member { server: *server, incarnation: report.incarnation })
             .collect();
+        if !formation.without.is_empty() {
+            let names = self.names(&formation.without);
+            self.warn(format!(
+                "goes on provisionally, without {names} (--cold-wait): what was acknowledged there and is missing here \
+                 comes back with it"
+            ));
+        }
         self.provisional.extend(&formation.without);
         self.lead_new_view(View { number, members }, was_primary);
     }
