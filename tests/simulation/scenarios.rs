@@ -351,6 +351,25 @@ fn last_survivor_must_be_awaited_after_shrinking_to_one() {
     }
 }
 
+#[test]
+fn a_last_survivor_whose_directory_was_emptied_has_not_answered() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let last = usize::try_from(seed % 3).expect("small");
+        for at in (0..3).filter(|&at| at != last) {
+            world.crash(at, Death::Kill);
+        }
+        send(&mut world, ALICE, BOB, "only the last one has it");
+        world.crash(last, Death::Kill);
+        world.wipe(last);
+        for at in 0..3 {
+            world.start(at);
+        }
+        let led = world.run_until(Duration::from_secs(30), |world| leader(world).is_some());
+        assert!(!led, "seed {seed}: a view without what the last survivor had; {}", describe(&world));
+    }
+}
+
 /// Everything fails between the moment when a view is on its leader's disk and the moment when its newest member
 /// would have installed it. That member has acknowledged nothing in it, and its disk was never wiped.
 #[test]
@@ -594,6 +613,69 @@ fn a_slow_disk_delays_the_others_for_seconds_at_most() {
             let took = world.now.since(begun);
             assert!(took < Duration::from_secs(5), "seed {seed}: message {number} took {took:?}");
         }
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}
+
+fn is_dropped(world: &World, who: usize) -> bool {
+    leader(world).is_some_and(|at| installed_view(world, at).member(server_id(who)).is_none())
+}
+
+#[test]
+fn a_server_with_a_slow_disk_leaves_the_view_and_the_others_are_as_fast_as_before() {
+    for seed in 0..3 {
+        let mut world = running_world(seed);
+        let slow = (await_leader(&mut world) + 1) % 3;
+        world.servers[slow].disk_slowness = 1_000;
+        for number in 0..30 {
+            send(&mut world, ALICE, BOB, &format!("message {number}"));
+        }
+        assert!(is_dropped(&world, slow), "seed {seed}: {}", describe(&world));
+        for number in 30..40 {
+            let begun = world.now;
+            send(&mut world, ALICE, BOB, &format!("message {number}"));
+            let took = world.now.since(begun);
+            assert!(took < Duration::from_millis(50), "seed {seed}: message {number} took {took:?}");
+        }
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}
+
+/// A server is dropped alive, because its disk is slow, and hears nothing of the others from the moment on at which
+/// they have a view without it. When both die, that moment is so short ago that it was in touch with them until their
+/// end. That it was told beforehand is all that keeps it from leading (V10).
+#[test]
+fn a_server_that_was_dropped_alive_does_not_lead_with_old_data() {
+    const STEP: Duration = Duration::from_micros(100);
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let slow = (await_leader(&mut world) + 1) % 3;
+        world.servers[slow].disk_slowness = 1_000;
+        let is_without =
+            |world: &World, at: usize| installed_view(world, at).member(server_id(slow)).is_none();
+        let mut number = 0;
+        let mut others = (0..3).filter(|at| *at != slow);
+        let (one, other) = (others.next().expect("two are left"), others.next().expect("two are left"));
+        while !is_without(&world, one) && !is_without(&world, other) {
+            assert!(number < 100, "seed {seed}: the slow server is not dropped; {}", describe(&world));
+            if world.clients[ALICE].is_idle() {
+                number += 1;
+                world.wish(ALICE, Op::Send { to: BOB, text: format!("message {number}") });
+            }
+            world.run_for(STEP);
+        }
+        world.block(one, slow, true);
+        world.block(other, slow, true);
+        assert!(world.wait_for_client(ALICE, SOON).is_some(), "seed {seed}: {}", describe(&world));
+        send(&mut world, ALICE, BOB, "without the slow one");
+        for at in [one, other] {
+            world.crash(at, Death::Kill);
+        }
+        world.network.heal();
+        let leads = |world: &mut World| leader(world).is_some();
+        assert!(!world.run_until(Duration::from_secs(3), leads), "seed {seed}: {}", describe(&world));
         world.swarm.slow_disks = true;
         heal_and_check(&mut world);
     }

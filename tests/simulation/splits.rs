@@ -393,3 +393,21 @@ fn after_a_while_a_cold_start_goes_on_without_the_last_to_fail_and_its_return_br
         assert!(!describe(&world).contains("provisional"), "{}", describe(&world));
     }
 }
+
+/// Its requests go on being numbered, so that the winner knows a later one than those that it has not seen (R4).
+#[test]
+fn a_client_that_goes_from_side_to_side_loses_nothing() {
+    for seed in 0..6 {
+        let (mut world, mut sent) = three_lonely_primaries(seed);
+        for round in 0..2 {
+            for turn in 0..3 {
+                let at = if seed % 2 == 0 { turn } else { 2 - turn };
+                pin(&mut world, ALICE, at);
+                let text = format!("round {round}, on server {}", at + 1);
+                send(&mut world, ALICE, BOB, &text);
+                sent[BOB].push(text);
+            }
+        }
+        check_all(&mut world, &sent);
+    }
+}
