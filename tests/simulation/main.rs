@@ -10,8 +10,7 @@
 //! SIM_SPLITS=1 …                                          every seed splits the brain, not only each fifth
 //! ```
 //!
-//! To see a rule die: remove it from the code by hand, then `SIM_SEEDS=5000 cargo test --test simulation swarm`; the
-//! output says after how many seeds the first violation came.
+//! To see a rule die: `scripts/mutants V5-last`; the list is `tests/mutants.csv`.
 //!
 //! - `queue`, `clock`, `trace`: what happens next, what time it is where, what has happened.
 //! - `network`, `server`, `client`: the simulated shell around the real parts.
@@ -19,6 +18,7 @@
 //! - `liveness`: some servers stay broken for ever, and the others must go on.
 //! - `check/`: what must hold after every step; `oracle`: what clients know; `runner`: seeds, healing, final checks.
 //! - `scenarios`, `splits`, `odd_one`: directed histories, each named after the fact it shows.
+//! - `view_model`: a model of the view change alone, for rules that no seed shows the need of.
 
 mod check;
 mod client;
@@ -36,6 +36,7 @@ mod server;
 mod splits;
 mod swarm;
 mod trace;
+mod view_model;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
