@@ -24,8 +24,7 @@ impl State {
         outcome: &mut Outcome,
     ) -> Option<Reply> {
         let ClientCommand { request, account, acknowledged, command } = entered;
-        let seen = removed!("R4-exact-id") && self.sessions.has_later(*request);
-        if seen || (self.applied.has(*request) && !removed!("R4-once")) {
+        if self.applied.has(*request) || (removed!("R4-exact-id") && self.sessions.has_later(*request)) {
             return match self.known(*request) {
                 super::Known::Applied(reply) => Some(reply),
                 super::Known::Forgotten | super::Known::New => None,
@@ -188,9 +187,6 @@ impl State {
         other: Option<AccountId>,
         text: String,
     ) {
-        if removed!("R6-told") {
-            return;
-        }
         let (request, command) = (entered.request, entered.command.kind());
         let conflict = Conflict { reason, command, request, unix_ms: stamp.unix_ms, account, other, text };
         self.conflicts.add(stamp.order, conflict);

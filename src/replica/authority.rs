@@ -112,7 +112,7 @@ fn is_witness(ballot: &Ballot<'_>, server: ServerId, installed: &View) -> bool {
         Some(member) => report.born <= member.incarnation && member.incarnation <= report.incarnation,
         None => report.standing != Standing::Partial,
     };
-    (remembers || removed!("V6-wiped")) && !report.empty && is_latest_life(ballot, server, report)
+    (remembers && !report.empty || removed!("V6-wiped")) && is_latest_life(ballot, server, report)
 }
 
 fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> bool {

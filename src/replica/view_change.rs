@@ -834,7 +834,6 @@ impl Replica {
             return self.become_backup();
         }
         let follow = match &self.role {
-            Role::Primary(_) if removed!("R1-stop") => false,
             Role::Primary(_) | Role::Backup => pulse.view > self.view.number,
             Role::Candidate(candidate) => pulse.view > candidate.number,
             Role::Installing(installing) => pulse.view > installing.view.number,
