@@ -301,6 +301,94 @@ fn rotten_rows_are_filled_in_from_a_peer_and_what_follows_can_be_read_again() {
     assert_eq!(check(&opened, &known).last.index, LogIndex(71));
 }
 
+/// Flips a bit in the row that has this text, in the last segment that has one.
+fn rot_row_with(disk: &MemoryDisk, text: &[u8]) {
+    let place = |name: &String| {
+        disk.bytes(name).unwrap().windows(text.len()).position(|window| window == text).map(|at| at + 2)
+    };
+    let mut names: Vec<_> = disk.files().into_iter().filter(|name| name.starts_with("server_log")).collect();
+    names.sort_by_key(|name| (name == LIVE, name.clone()));
+    let (name, at) =
+        names.iter().rev().find_map(|name| Some((name, place(name)?))).expect("the row is there");
+    disk.flip_bit(name, at, 0);
+}
+
+/// Writes hard states until the live segment is sealed.
+fn seal(disk: &MemoryDisk, opened: &mut Opened<MemoryDisk>) {
+    let sealed =
+        |disk: &MemoryDisk| disk.files().iter().filter(|name| name.starts_with("server_log-")).count();
+    let before = sealed(disk);
+    while sealed(disk) == before {
+        opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+        opened.log.sync().unwrap();
+    }
+}
+
+#[test]
+fn an_entry_that_has_rotted_in_two_segments_is_filled_in_where_it_counts() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    opened.log.sync().unwrap();
+    let first = known.history(opened.log.last())[0].clone();
+    rot_row_with(&disk, &first.bytes);
+    let mut opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.log.last(), Position::default(), "nothing shows that there was an entry");
+    seal(&disk, &mut opened);
+    append(&mut opened, &mut known, 1, 5);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    assert_eq!(history[0].bytes, first.bytes);
+    rot_row_with(&disk, &first.bytes);
+    let mut opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.gaps, [(Position::default(), LogIndex(1))]);
+    opened.log.repair(Position::default(), &history[..1]).unwrap();
+    assert_eq!(read_all(&opened), history);
+    let opened = try_open(&disk.crash()).unwrap();
+    assert!(opened.recovered.gaps.is_empty(), "{:?}", opened.notices);
+    assert_eq!(read_all(&opened), history);
+}
+
+#[test]
+fn entries_that_rotted_before_and_after_a_truncation_are_filled_in_behind_it() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 5);
+    opened.log.sync().unwrap();
+    let fifth = known.history(opened.log.last())[4].clone();
+    opened.log.write(&Write::Truncate { after: LogIndex(4) }).unwrap();
+    append(&mut opened, &mut known, 2, 3);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    rot_row_with(&disk, &fifth.bytes);
+    rot_row_with(&disk, &history[4].bytes);
+    let mut opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.gaps, [(history[3].position(), LogIndex(5))]);
+    opened.log.repair(history[3].position(), &history[4..5]).unwrap();
+    assert_eq!(read_all(&opened), history);
+    let opened = try_open(&disk.crash()).unwrap();
+    assert!(opened.recovered.gaps.is_empty() && opened.notices.is_empty(), "{:?}", opened.notices);
+}
+
+#[test]
+fn a_truncation_that_rotted_at_the_end_of_a_segment_is_told_from_the_next_ones_anchor() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 6);
+    opened.log.write(&Write::Truncate { after: LogIndex(3) }).unwrap();
+    seal(&disk, &mut opened);
+    append(&mut opened, &mut known, 2, 2);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    rot_row_with(&disk, b",truncate,3,");
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.log.last(), history[4].position());
+    assert_eq!(read_all(&opened), history);
+    assert_eq!(opened.recovered.tail, history);
+}
+
 #[test]
 fn a_damaged_last_row_makes_the_disk_suspect_and_stays_so() {
     let (known, bytes, _) = log_of_20_rows();

@@ -593,7 +593,10 @@ impl<D: Disk> CommitLog<D> {
 
     fn perform_repair(&mut self, gap: &Gap, entries: &[Arc<Entry>]) -> Result<(), StorageError> {
         self.flush()?;
-        let mut entries = entries.iter();
+        // Rows that were no entries come first: no truncation between two holes then takes an entry back.
+        let lost: u64 = gap.holes.iter().map(|hole| hole.count).sum();
+        let others = usize::try_from(lost).unwrap_or(usize::MAX) - entries.len();
+        let mut entries = std::iter::repeat_n(None, others).chain(entries.iter().map(Some));
         let mut at = 0;
         while let Some(first) = gap.holes.get(at) {
             let same = gap.holes[at..].iter().take_while(|hole| hole.segment == first.segment).count();
@@ -611,7 +614,7 @@ impl<D: Disk> CommitLog<D> {
         &self,
         holes: &[Hole],
         committed: LogIndex,
-        entries: &mut impl Iterator<Item = &'a Arc<Entry>>,
+        entries: &mut impl Iterator<Item = Option<&'a Arc<Entry>>>,
     ) -> Result<(), StorageError> {
         let number = holes[0].segment;
         let segment = lock(&self.index).segments[&number].clone();
@@ -625,7 +628,7 @@ impl<D: Disk> CommitLog<D> {
         for hole in holes {
             copy_part(&self.disk, from, copied..hole.start, (&aside, &mut file))?;
             for sequence in hole.sequence..hole.sequence + hole.count {
-                match entries.next() {
+                match entries.next().flatten() {
                     Some(entry) => write_entry(&mut rows, sequence, entry),
                     None => write_commit(&mut rows, sequence, committed.min(self.commit)),
                 }

@@ -324,18 +324,34 @@ impl<F: DiskFile> Scan<F> {
         if let Some(segment) = self.index.segments.get_mut(&at.segment) {
             segment.anchor = position;
         }
-        if !self.anchored {
+        // Below the base: a truncation that went there is lost, of a log that had just been cut in front.
+        if !self.anchored || position.index < self.base.index {
             self.anchored = true;
             self.base = position;
             self.last = position;
             self.index.runs.clear();
+            self.gaps.clear();
             self.note_presence(position);
             self.doubt.clear();
         } else if position != self.last {
+            if position.index <= self.last.index {
+                self.rejoin_anchor(position);
+            }
             self.open_gap(position.index);
             self.last = position;
             self.note_presence(position);
         }
+        // What is lost before an anchor is none of the entries that are lost after it.
+        self.settle_doubt();
+    }
+
+    /// A truncation is among the lost rows, at least.
+    fn rejoin_anchor(&mut self, anchor: Position) {
+        let is_there = self.position(anchor.index) == Some(anchor) || anchor == self.base;
+        // If more is lost: what was committed was not cut.
+        let before = LogIndex(anchor.index.0.saturating_sub(1));
+        let after = if is_there { anchor.index } else { self.commit.min(before) };
+        self.set_last(after.max(self.base.index));
     }
 
     fn take_truncate(&mut self, after: LogIndex) {
