@@ -50,6 +50,8 @@ impl State {
     /// Carries out a command unless its session knows it already (N2), and records its reply there.
     fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let ClientCommand { request, account, .. } = entered;
+        // Of a register only: any other command needs a session, and that knows.
+        let again = matches!(entered.command, Command::Register { .. }) && self.applied.has(*request);
         self.applied.insert(*request);
         let session = self.sessions.session(request.client).filter(|session| session.account == *account);
         match session.map(|session| self.sessions.known_in(session, *request)) {
@@ -58,6 +60,10 @@ impl State {
             Some(Known::New) | None => {}
         }
         let has_session = session.is_some();
+        if again && !has_session {
+            // N2: the account that it created may be gone, and its session with it; a retry does not create it again.
+            return Reply::Refused(Refusal::SessionExpired);
+        }
         let reply = self.carry_out(stamp, entered, has_session, outcome).unwrap_or_else(Reply::Refused);
         let active = Some(LogIndex(stamp.order));
         self.sessions.maybe_record(*request, *account, entered.acknowledged, stamp.unix_ms, active, &reply);

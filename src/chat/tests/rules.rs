@@ -48,8 +48,28 @@ fn an_account_id_that_messages_still_name_does_not_come_back() {
     chat.send(alice, bob, "hi");
     chat.delete_account(alice);
     let reply = chat.ask_as(alice.client, 1, alice.id, register("alice")).reply;
-    assert_eq!(reply, Some(refused(Refusal::ClientIdTaken)));
+    assert_eq!(reply, Some(refused(Refusal::SessionExpired)));
     assert_eq!(chat.history(bob, "[deleted]"), ["[deleted]>bob hi"]);
+}
+
+#[test]
+fn a_register_that_is_retried_after_its_account_was_deleted_creates_no_other() {
+    let mut chat = Chat::new();
+    let alice = chat.register(1, "alice");
+    let (phone, _) = chat.log_in(2, alice.id);
+    chat.delete_account(phone);
+    let again = |chat: &mut Chat| chat.ask_as(alice.client, 1, alice.id, register("alice")).reply;
+    assert_eq!(again(&mut chat), Some(refused(Refusal::SessionExpired)));
+    assert_eq!(chat.state.account_named("alice"), None);
+    let tables = checkpoint(&mut chat.state, 3);
+    chat.state = restore(&chat.state, &tables);
+    assert_eq!(again(&mut chat), Some(refused(Refusal::SessionExpired)), "from a checkpoint too");
+    let id = AccountId(request(alice.client, 2));
+    assert_eq!(
+        chat.ask_as(alice.client, 2, id, register("alice")).reply,
+        Some(Reply::Registered { account: id }),
+        "another request of the same client is another account"
+    );
 }
 
 #[test]
