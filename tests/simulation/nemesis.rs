@@ -507,6 +507,14 @@ impl World {
         }
     }
 
+    /// A server starts or wakes while links are cut, or have been a moment ago: two others that hear nothing of each
+    /// other both reach a majority with it, and it is not in touch with a primary yet, so it vetoes neither (V1, V11).
+    pub(crate) fn maybe_expect_split(&mut self) {
+        if self.now < self.partition_after && self.servers.len() > 2 {
+            self.expect_split();
+        }
+    }
+
     /// From now on several servers may lead at once; what a split may cost is allowed once logs have parted.
     pub(crate) fn expect_split(&mut self) {
         self.split = true;

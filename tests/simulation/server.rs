@@ -236,6 +236,7 @@ impl World {
         server.exited = None;
         server.restarts = false;
         server.disk_fault = server.disk_fault.filter(|fault| *fault == Fault::ShortWrite);
+        self.maybe_expect_split();
         let Opened { mut recovered, log, reader, checkpoints, notices } = match self.open_directory(at) {
             Ok(opened) => opened,
             Err(error) => return self.on_refused_directory(at, &error),
@@ -376,6 +377,7 @@ impl World {
             return;
         }
         trace!(self, "resume {}", at + 1);
+        self.maybe_expect_split();
         self.servers[at].paused = false;
         let mut sources: BTreeMap<(u8, u64), VecDeque<Action>> = BTreeMap::new();
         for action in std::mem::take(&mut self.servers[at].held) {
