@@ -10,7 +10,8 @@ use tracing::debug;
 
 use crate::config::{SUSPICION, UNSYNCED_BYTES_MAX};
 use crate::message::{
-    CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, ViewStart, Write,
+    CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, View, ViewStart,
+    Write,
 };
 use crate::time::Instant;
 use crate::types::{LogIndex, ServerId, ViewNumber};
@@ -346,9 +347,20 @@ impl Replica {
             return; // D2: what is not synced is bounded. The next tick asks again.
         }
         if missing > 0 {
-            self.send_fetch(leader, view);
-        } else if !self.said_ready {
+            return self.send_fetch(leader, view);
+        }
+        self.forget_lost_view(view);
+        if !self.said_ready {
             self.say_ready(format!("follows server {leader}, which leads view {view}, as a learner"));
+        }
+    }
+
+    /// Who follows an earlier view than its own, because it could not serve any more when the two met, no longer speaks
+    /// for its own: the rows of that one are moved aside, and nobody must wait for a log that is gone (R1, V3).
+    fn forget_lost_view(&mut self, followed: ViewNumber) {
+        if self.view.number > followed {
+            self.view = View::default();
+            self.write(Write::View(View::default()));
         }
     }
 
@@ -366,6 +378,7 @@ impl Replica {
         ));
         self.lose_standing();
         self.rebasing.begin();
+        self.forget_lost_view(view);
         let applied = shared < self.state.index() && !removed!("R2-undo");
         if applied || self.log.position(shared).is_none() {
             return self.move_applied_aside(shared);
