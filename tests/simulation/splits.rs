@@ -411,3 +411,31 @@ fn a_client_that_goes_from_side_to_side_loses_nothing() {
         check_all(&mut world, &sent);
     }
 }
+
+#[test]
+fn who_follows_an_earlier_view_than_its_own_is_not_waited_for_on_behalf_of_that() {
+    for seed in 0..6 {
+        let mut world = world_of_three(seed);
+        let mut sent = vec![Vec::new(); 3];
+        split(&mut world, &[&[0, 1], &[2]]);
+        (ALICE..=CAROL).for_each(|client| pin(&mut world, client, client));
+        await_serving(&mut world, &[0, 2]);
+        send_around(&mut world, &[ALICE, CAROL], "apart", &mut sent);
+        assert!(installed_view(&world, 2).number > installed_view(&world, 0).number);
+        // It can't lead when the others meet it, so it follows them, and moves its rows aside.
+        world.crash(2, Death::Kill);
+        heal_paths(&mut world);
+        world.start(2);
+        let moved = |world: &mut World| {
+            let files = world.servers[2].disk.files();
+            files.iter().any(|file| file.starts_with("diverged-"))
+        };
+        assert!(world.run_until(LATER, moved), "{}", describe(&world));
+        world.crash(0, Death::Kill);
+        await_serving(&mut world, &[1]);
+        world.start(0);
+        await_healed(&mut world);
+        check_mailboxes(&mut world, &sent);
+        check_disks(&mut world);
+    }
+}
