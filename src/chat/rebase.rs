@@ -24,7 +24,9 @@ impl State {
         outcome: &mut Outcome,
     ) -> Option<Reply> {
         let ClientCommand { request, account, acknowledged, command } = entered;
-        if self.applied.has(*request) || (removed!("R4-exact-id") && self.sessions.has_later(*request)) {
+        let seen = removed!("R4-exact-id") && self.sessions.has_later(*request);
+        if seen || self.applied.has(*request) {
+            self.repeat(*account, command);
             return match self.known(*request) {
                 super::Known::Applied(reply) => Some(reply),
                 super::Known::Forgotten | super::Known::New => None,
@@ -43,6 +45,16 @@ impl State {
         });
         self.sessions.maybe_record(*request, *account, *acknowledged, stamp.unix_ms, None, &reply);
         Some(reply)
+    }
+
+    /// A command that is known here may have found less than on the other side, from where its messages have come
+    /// since: what was taken or deleted there is so here as well. A second time that changes nothing.
+    fn repeat(&mut self, account: AccountId, command: &Command) {
+        match command {
+            Command::Acknowledge { messages } => drop(self.acknowledge(account, messages)),
+            Command::Delete { messages } => drop(self.delete_messages(account, messages)),
+            _ => {}
+        }
     }
 
     fn carry_out_rebased(

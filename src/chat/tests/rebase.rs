@@ -27,6 +27,12 @@ impl Chat {
         self.rebase(fork, 5, &ClientCommand { request, acknowledged, account: user.id, command })
     }
 
+    /// A command under the client's next number, to be applied on either side or both.
+    fn command(&mut self, user: User, command: Command) -> ClientCommand {
+        let request = request(user.client, self.next_number(user.client));
+        ClientCommand { request, acknowledged: RequestNumber(0), account: user.id, command }
+    }
+
     fn conflicts(&self, user: User) -> Vec<ConflictView> {
         self.state.conflicts(user.id, 0, 0).conflicts
     }
@@ -72,6 +78,32 @@ fn a_command_that_both_sides_have_is_applied_once() {
     assert_eq!((again.reply, again.queued), (sent.reply, None));
     assert_eq!(chat.waiting(bob), ["alice>bob hi"]);
     assert!(!chat.state.message(MessageId(command.request)).unwrap().late);
+}
+
+#[test]
+fn what_was_taken_or_deleted_there_is_so_here_though_its_command_found_nothing_here() {
+    let (mut here, alice, bob) = alice_and_bob();
+    let kept = here.send(alice, bob, "shared");
+    let (mut there, fork) = here.split();
+    let sends = ["taken", "deleted"].map(|text| there.command(alice, send(bob, text)));
+    for command in &sends {
+        there.apply(&Operation::Command(command.clone()));
+    }
+    let [taken, deleted] = sends.each_ref().map(|command| MessageId(command.request));
+    // Bob asks there, is cut off before the answer, and asks here under the same numbers.
+    let commands = [
+        Command::Acknowledge { messages: vec![taken, kept] },
+        Command::Delete { messages: vec![deleted, kept] },
+    ];
+    let commands = commands.map(|command| there.command(bob, command));
+    for command in &commands {
+        there.apply(&Operation::Command(command.clone()));
+        here.apply(&Operation::Command(command.clone()));
+    }
+    for command in sends.iter().chain(&commands) {
+        here.rebase(fork, 5, command);
+    }
+    assert_eq!(here.history(bob, "alice"), ["!alice>bob taken"]);
 }
 
 #[test]
