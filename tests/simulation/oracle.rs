@@ -555,15 +555,15 @@ impl Oracle {
         }
         let mut last = self.clone();
         let moment = last.next_moment();
+        for (invoked, open) in std::mem::take(&mut last.open) {
+            last.on_unknown(invoked, &open);
+        }
         last.see_all(state, moment);
         last.see_conflicts(state);
         last.check_kept(state);
         // The other replicas are compared byte for byte.
         if !self.split && self.checked_at != self.moment {
             let begun = std::time::Instant::now();
-            for (invoked, open) in std::mem::take(&mut last.open) {
-                last.on_unknown(invoked, &open);
-            }
             last.check_order();
             searches::count_time(begun.elapsed());
         }
@@ -906,6 +906,24 @@ mod tests {
         oracle.split = true;
         assert!(refuses(&oracle, &state_with(&[])));
         oracle.conflicts.insert(request(1, 2), 1);
+        assert!(!refuses(&oracle, &state_with(&[])));
+    }
+
+    #[test]
+    fn password_that_was_asked_for_and_not_answered_yet_may_be_set_and_another_may_not() {
+        let mut oracle = oracle();
+        oracle.split = true;
+        let op = Op::ChangePassword { old: Password(1), new: Password(2) };
+        oracle.on_invoked(0, Some(request(1, 2)), &op, Password(1));
+        let changed = |number| {
+            let (mut state, checked) = (state_with(&[]), request(1, 1));
+            let command = Command::ChangePassword { checked, password: Password(2).to_string() };
+            let (request, acknowledged) = (request(1, number), RequestNumber(0));
+            let command = ClientCommand { request, acknowledged, account: ALICE, command };
+            state.apply(state.index().next(), 0, 0, &Operation::Command(command));
+            state
+        };
+        assert!(!refuses(&oracle, &changed(2)) && refuses(&oracle, &changed(3)));
         assert!(!refuses(&oracle, &state_with(&[])));
     }
 
