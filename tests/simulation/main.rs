@@ -199,15 +199,23 @@ fn fixed_seeds_hold_and_every_fault_fires_in_them() {
 
 #[test]
 fn seeds_that_failed_once_hold_now() {
-    let text = include_str!("failed_seeds.txt");
-    let seeds: Vec<u64> = text
+    let lines: Vec<&str> = include_str!("failed_seeds.txt")
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty())
-        .map(|line| number(line).unwrap_or_else(|| panic!("failed_seeds.txt: {line:?}: expected a seed")))
         .collect();
-    let (count, _, violations) = run_listed(History::Swarm, &seeds);
-    fail(&violations, count);
+    for history in [History::Swarm, History::Liveness] {
+        let of_this =
+            |line: &&str| line.ends_with(History::Liveness.test()) == (history == History::Liveness);
+        let seeds: Vec<u64> = lines.iter().copied().filter(of_this).map(failed_seed).collect();
+        let (count, _, violations) = run_listed(history, &seeds);
+        fail(&violations, count);
+    }
+}
+
+fn failed_seed(line: &str) -> u64 {
+    let seed = line.strip_suffix(History::Liveness.test()).unwrap_or(line);
+    number(seed).unwrap_or_else(|| panic!("failed_seeds.txt: {line:?}: expected a seed, perhaps `liveness`"))
 }
 
 #[test]
