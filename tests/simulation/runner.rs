@@ -152,7 +152,8 @@ pub(crate) fn heal_and_check(world: &mut World) {
     check_disks(world);
 }
 
-/// Whether all servers run in one view as its members, with everything applied everywhere.
+/// Whether all servers run in one view as its members, with everything applied everywhere, and nothing that lost a split
+/// is still to be proposed again (R7).
 pub(crate) fn is_whole(world: &mut World) -> bool {
     let Some(leader) = world.servers.iter().find(|s| s.replica().is_some_and(|replica| replica.is_serving()))
     else {
@@ -170,6 +171,16 @@ pub(crate) fn is_whole(world: &mut World) -> bool {
                     replica.installed_view() == view && replica.state().index() == leader.state().index()
                 })
         })
+        && diverged_files(world).is_empty()
+}
+
+/// The files of rows that another server's log has won over, and whose they are.
+fn diverged_files(world: &World) -> Vec<String> {
+    let of = |at: usize| {
+        let files = world.servers[at].disk.files().into_iter().filter(|file| file.contains("diverged-"));
+        files.map(move |file| format!("server {} keeps {file}", at + 1))
+    };
+    (0..world.servers.len()).flat_map(of).collect()
 }
 
 /// Stops all servers, opens their disks, and compares what is on them: to each other, byte for byte, and to what
@@ -212,6 +223,9 @@ pub(crate) fn describe(world: &World) -> String {
             "server {id}: {role} in {view} of {members:?}, last {last} synced {synced} commit {commit} applied {applied}, \
              note {note:?}; "
         );
+    }
+    for kept in diverged_files(world) {
+        let _ = write!(text, "{kept}; ");
     }
     for (at, client) in world.clients.iter().enumerate().filter(|(_, client)| !client.is_idle()) {
         let _ = write!(text, "client {at} waits for {:?}; ", client.jobs);

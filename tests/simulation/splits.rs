@@ -9,7 +9,7 @@ use crate::client::{Ended, Op};
 use crate::faults::Fault;
 use crate::runner::{check_disks, describe, is_whole};
 use crate::scenarios::{
-    ALICE, BOB, LATER, await_dropped, await_leader, begin, installed_view, is_done, new_world, send,
+    ALICE, BOB, LATER, SOON, await_dropped, await_leader, begin, installed_view, is_done, new_world, send,
     world_with,
 };
 use crate::server::Death;
@@ -262,6 +262,33 @@ fn a_server_that_crashes_while_it_rebases_repeats_itself_harmlessly() {
 fn a_primary_that_crashes_while_others_rebase_loses_nothing() {
     crash_after_healing(winner, Death::Kill);
     crash_after_healing(winner, Death::PowerLoss);
+}
+
+/// R2, R7: nobody looks for the rows before their file is written, however busy the log's disk is when the split heals.
+#[test]
+fn rows_that_were_never_applied_are_proposed_again_however_late_their_file_is_written() {
+    const BUSY: Duration = Duration::from_secs(12);
+    for seed in 0..12 {
+        let mut world = world_of_three(seed);
+        let mut sent = vec![Vec::new(); 3];
+        let alone = await_leader(&mut world);
+        let pair: Vec<usize> = (0..3).filter(|&at| at != alone).collect();
+        pin(&mut world, ALICE, alone);
+        world.run_for(Duration::from_secs(1));
+        world.servers[alone].disk_stuck_until = world.now + BUSY;
+        split(&mut world, &[&[alone], &pair]);
+        let text = "never applied where it was taken";
+        world.wish(ALICE, Op::Send { to: BOB, text: text.into() });
+        sent[BOB].push(text.to_owned());
+        let leads = |world: &mut World| pair.iter().any(|&at| serves(world, at));
+        assert!(world.run_until(SOON, leads), "seed {seed}: {}", describe(&world));
+        let replica = world.servers[alone].replica().expect("it runs");
+        let status = replica.status(world.servers[alone].clock.monotonic(world.now));
+        assert!(status.last > status.applied, "seed {seed}: nothing to lose; {}", describe(&world));
+        heal_paths(&mut world);
+        world.run_for(BUSY);
+        check_all(&mut world, &sent);
+    }
 }
 
 /// N2: a retry finds what the other side has carried out already, on either side.
