@@ -72,7 +72,9 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         let why = "holds the last view whole";
         return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
     };
-    let continuous = sources.iter().any(|source| ballot.reports[source].continuous);
+    // V3: a learner installs no view, but rows of a later one show that it was formed without these sources.
+    let later = ballot.reports.values().any(|report| report.last.view > installed.number);
+    let continuous = !later && sources.iter().any(|source| ballot.reports[source].continuous);
     let settled =
         removed!("V5-last") || continuous || missing.is_empty() || is_closed(ballot, &installed, &sources);
     if !settled && !ballot.waited {
@@ -254,6 +256,21 @@ mod tests {
         let mut restored = report(&last, 5);
         restored.incarnation = Incarnation(0);
         assert_eq!(decide(&[(1, restored), (2, report(&last, 9))], &[3]).unwrap_err().servers, [ServerId(1)]);
+    }
+
+    #[test]
+    fn rows_of_a_later_view_on_a_learner_show_that_a_continuous_source_was_left_behind() {
+        let old = view(3, 1, &[1, 2]);
+        let first = Report { continuous: true, ..report(&old, 23) };
+        let learner = |last: ViewNumber| Report {
+            standing: Standing::Partial,
+            last: Position { index: LogIndex(19), view: last, chain: 0 },
+            ..report(&View::default(), 0)
+        };
+        assert!(decide(&[(1, first.clone()), (3, learner(old.number))], &[2]).is_ok());
+        let later = ViewNumber { counter: 4, proposer: ServerId(2) };
+        let awaited = decide(&[(1, first), (3, learner(later))], &[2]).unwrap_err();
+        assert_eq!(awaited.servers, [ServerId(2)]);
     }
 
     #[test]
