@@ -80,13 +80,11 @@ pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Ou
 /// must not (V2). So the core is chosen when all members of the view follow its leader.
 fn choose_core(world: &mut World) -> Vec<usize> {
     let servers = world.servers.len();
-    if world.split || world.nemesis.chance(1, 2) {
+    if world.nemesis.chance(1, 2) {
         world.heal();
     }
     if world.split {
-        // Only then no disk is the only one that has something.
-        let whole = world.run_until(LEADER_MAX, is_whole);
-        assert!(whole, "not whole {LEADER_MAX:?} after a split; {}", describe(world));
+        unite(world);
     }
     world.healed = true;
     world.network.heal();
@@ -97,10 +95,20 @@ fn choose_core(world: &mut World) -> Vec<usize> {
         let rests = world.run_until(LEADER_MAX, is_at_rest);
         assert!(rests, "no leader {LEADER_MAX:?} after the last fault; {}", describe(world));
     }
+    if world.split && !is_whole(world) {
+        unite(world); // Meanwhile a cold start has gone on without somebody.
+    }
     let leader = if is_whole(world) { 0 } else { 1 << world.latest_leader().expect("it is at rest") };
     let bits = world.nemesis.below(1 << servers) | leader;
     let bits = if bits == 0 { 1 } else { bits };
     (0..servers).filter(|at| bits >> at & 1 == 1).collect()
+}
+
+/// After a split: only when all servers have met again, no disk is the only one that has something.
+fn unite(world: &mut World) {
+    world.heal();
+    let whole = world.run_until(LEADER_MAX, is_whole);
+    assert!(whole, "not whole {LEADER_MAX:?} after a split; {}", describe(world));
 }
 
 /// Whether somebody leads the latest view, with a disk that works, and all its members follow.

@@ -18,6 +18,8 @@
 //!
 //! There is a split from the moment on in which two servers have committed different entries at one index, and never
 //! unless the nemesis has allowed it: a partition that may split the brain but does not is judged like any other world.
+//! A registration of unknown outcome that is proposed again after a crash counts as one: it may take its name from a
+//! later account, which is `name~2` then (R3, R6).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -13,7 +13,8 @@ pub(crate) mod searches;
 pub(crate) mod shelf;
 pub(crate) mod tables;
 
-use lastword::message::Recovered;
+use lastword::chat::command::{Command, Operation};
+use lastword::message::{Recovered, Write};
 use lastword::replica::Effect;
 use lastword::types::WriteId;
 
@@ -33,6 +34,10 @@ pub(crate) struct Checks {
     durable: durable::Durable,
     followed: followed::Followed,
     bounds: bounds::Bounds,
+    /// Logs have parted.
+    split_seen: bool,
+    /// A registration was proposed again.
+    name_claimed: bool,
     /// How many steps were checked.
     pub steps: u64,
 }
@@ -48,6 +53,8 @@ impl Checks {
             durable: durable::Durable::new(servers),
             followed: followed::Followed::default(),
             bounds: bounds::Bounds::new(servers),
+            split_seen: false,
+            name_claimed: false,
             steps: 0,
         }
     }
@@ -75,6 +82,9 @@ impl Checks {
     pub(crate) fn on_effect(&mut self, at: usize, effect: &Effect) {
         self.durable.on_effect(at, effect);
         self.bounds.on_effect(at, effect);
+        if let Effect::Write { write: Write::Append(entries), .. } = effect {
+            self.name_claimed |= entries.iter().any(|entry| claims_name(&entry.operation));
+        }
     }
 
     /// The core is going to hear that its writes are on disk.
@@ -92,6 +102,11 @@ impl Checks {
     pub(crate) fn committed(&self) -> u64 {
         self.committed.count()
     }
+}
+
+/// A registration of unknown outcome that is proposed again. It may take its name from a later account (R6).
+fn claims_name(operation: &Operation) -> bool {
+    matches!(operation, Operation::Rebased { command, .. } if matches!(command.command, Command::Register { .. }))
 }
 
 impl World {
@@ -113,10 +128,11 @@ impl World {
         }
         let chain = |index| replica.entry_chain(index);
         self.checks.committed.check(at, replica.commit_index(), self.split, chain);
-        if self.checks.committed.parted() && !self.oracle.split {
-            self.oracle.split = true;
+        if self.checks.committed.parted() && !self.checks.split_seen {
+            self.checks.split_seen = true;
             self.faults.count(Fault::SplitBrain);
         }
+        self.oracle.split |= self.checks.split_seen || self.checks.name_claimed;
         let state = replica.state();
         if !self.servers[at].spoilt {
             self.checks.digest.check(at, state.index(), replica.entry_chain(state.index()), state.digest());
