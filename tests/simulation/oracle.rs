@@ -13,7 +13,7 @@
 //! | a message that was refused | is not there | may be there: what was missing on one side may be on the other |
 //! | messages that were deleted, all that were named | are gone | the same, unless the deletion is in `conflicts.csv` |
 //! | messages that were taken, all that were named | wait no more | the same |
-//! | the password | is the one that was acknowledged last | each one that was acknowledged holds, was replaced, or is in `conflicts.csv` |
+//! | the password | is the one that was acknowledged last | each one that was acknowledged holds, was replaced, or is in `conflicts.csv`; one that was refused may hold |
 //! | conflicts | none of what was acknowledged | each command in one at most |
 //!
 //! There is a split from the moment on in which two servers have committed different entries at one index, and never
@@ -452,13 +452,16 @@ impl Oracle {
     }
 
     fn on_refused(&mut self, invoked: u64, returned: u64, open: &Open, sent: u32, code: ErrorCode) {
-        let Open { owner, op, password, .. } = open;
+        let Open { owner, request, op, password } = open;
         if sent > 1 {
             // An earlier attempt may have been carried out, or may still be.
             self.on_unknown(invoked, open);
         } else if let Op::Send { text, .. } = op {
             let number = self.by_text[text];
             self.messages[number as usize].refused = true;
+        } else if let Op::ChangePassword { .. } = op {
+            // What one side refused because the session had ended is carried out when it is proposed again (R4).
+            self.accounts[*owner].changes.push((*request, invoked, PENDING));
         }
         let call = match (op, code) {
             (_, ErrorCode::SessionExpired | ErrorCode::NotLoggedIn) => return,
