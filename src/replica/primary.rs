@@ -15,6 +15,7 @@ use crate::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 use super::marks::Compared;
 use super::reads::Reads;
 use super::rebase::Proposed;
+use super::view_change::is_stuck;
 use super::{Replica, Role};
 
 /// N9: an entry that a member has not acknowledged for this long is late,
@@ -286,6 +287,7 @@ impl Replica {
             let ready = peer.pulse.as_ref().is_some_and(|pulse| {
                 !pulse.leaving
                     && !pulse.rebasing
+                    && !is_stuck(pulse)
                     && pulse.synced.distance_to(last) <= BATCH_ENTRIES_MAX as u64
             });
             self.view.member(*id).is_none() && near && ready && !self.is_banned(*id) && !self.is_dead(*id)

@@ -901,7 +901,7 @@ const _: () = assert!(COLLECTING_MAX.as_millis() < CANDIDATE_PATIENCE.as_millis(
 /// N9: a server whose oldest write has been under way for so long has a stuck disk; it must not look alive.
 const STUCK_MS: u32 = 1000;
 
-fn is_stuck(pulse: &Pulse) -> bool {
+pub(super) fn is_stuck(pulse: &Pulse) -> bool {
     pulse.sync_age_ms >= STUCK_MS && !removed!("N9-stuck")
 }
 

@@ -643,6 +643,25 @@ fn a_server_with_a_slow_disk_leaves_the_view_and_the_others_are_as_fast_as_befor
     }
 }
 
+#[test]
+fn a_learner_whose_disk_is_stuck_is_not_taken_into_one_view_after_the_other() {
+    for seed in 0..3 {
+        let mut world = running_world(seed);
+        let stuck = (await_leader(&mut world) + 1) % 3;
+        world.servers[stuck].disk_stuck_until = world.now + Duration::from_secs(60);
+        send(&mut world, ALICE, BOB, "its disk does not get on");
+        assert!(is_dropped(&world, stuck), "seed {seed}: {}", describe(&world));
+        // Longer than a server that was too slow is kept out for (N9).
+        world.run_for(Duration::from_secs(25));
+        let at = leader(&world).expect("two are well");
+        let before = installed_view(&world, at).number;
+        world.run_for(Duration::from_secs(5));
+        assert_eq!(installed_view(&world, at).number, before, "seed {seed}: {}", describe(&world));
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}
+
 /// A server is dropped alive, because its disk is slow, and hears nothing of the others from the moment on at which
 /// they have a view without it. When both die, that moment is so short ago that it was in touch with them until their
 /// end. That it was told beforehand is all that keeps it from leading (V10).
