@@ -77,6 +77,9 @@ pub fn open_with<D: Disk>(
     let mut notices = std::mem::take(&mut found.notices);
     let chosen = choose(&disk, candidates, &found, progress, &mut notices)?;
     judge_standing(&mut found, &mut notices);
+    if let Some(manifest) = chosen.manifest.as_ref().filter(|_| !chosen.beyond) {
+        merge_views(&mut found, manifest);
+    }
     let mut recovered = Recovered {
         hard: found.hard.clone(),
         view: found.view.clone(),
@@ -113,8 +116,6 @@ pub fn open_with<D: Disk>(
             recovered.base = manifest.position;
             recovered.views.clone_from(&manifest.views);
             recovered.gaps.clear();
-        } else if recovered.views.first().is_none_or(|view| view.start > manifest.position.index) {
-            merge_views(&mut recovered, manifest);
         }
     }
     let reader = log.reader();
@@ -382,11 +383,18 @@ fn settle_checkpoints<D: Disk>(
     remove_others(disk, kept)
 }
 
-/// The log's own table of views is damaged: the checkpoint's is as good up to its entry.
-fn merge_views(recovered: &mut Recovered, manifest: &Manifest) {
-    let later = std::mem::replace(&mut recovered.views, manifest.views.clone());
-    for view in later.into_iter().filter(|view| view.start > manifest.position.index) {
-        note_view(&mut recovered.views, Position { index: view.start, view: view.view, chain: 0 });
+/// The log's own table of views is damaged, or the rows in which a view starts are: the checkpoint's is as good up to
+/// its entry.
+fn merge_views<F>(found: &mut Scan<F>, manifest: &Manifest) {
+    let through = manifest.position.index;
+    let damaged = found.views.first().is_none_or(|view| view.start > through)
+        || found.gaps.iter().any(|gap| gap.after.index < through);
+    if !damaged {
+        return;
+    }
+    let later = std::mem::replace(&mut found.views, manifest.views.clone());
+    for view in later.into_iter().filter(|view| view.start > through) {
+        note_view(&mut found.views, Position { index: view.start, view: view.view, chain: 0 });
     }
 }
 
