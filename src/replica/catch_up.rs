@@ -96,15 +96,24 @@ pub(super) struct Repairing {
     /// Servers that have not got the rows either.
     without: BTreeSet<ServerId>,
     writing: bool,
+    /// Gaps that stay, as nobody has the rows: what they did is in the own checkpoint.
+    left: Vec<(LogIndex, LogIndex)>,
 }
 
 impl Repairing {
     pub(super) fn new(gaps: Vec<(Position, LogIndex)>) -> Self {
-        Self { gaps, rows: Vec::new(), asked: None, giver: None, without: BTreeSet::new(), writing: false }
+        let (rows, without, left) = (Vec::new(), BTreeSet::new(), Vec::new());
+        Self { gaps, rows, asked: None, giver: None, without, writing: false, left }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
         !self.gaps.is_empty()
+    }
+
+    /// Where the log can be cut so that it ends at this entry, or before the gap in which this entry was.
+    fn cut_at(&self, index: LogIndex) -> LogIndex {
+        let within = |(after, through): &&(LogIndex, LogIndex)| *after < index && index <= *through;
+        self.left.iter().find(within).map_or(index, |(after, _)| *after)
     }
 
     pub(super) fn note(&self) -> Option<String> {
@@ -372,6 +381,7 @@ impl Replica {
         if !matches!(self.role, Role::Learner(_)) {
             return self.become_waiting();
         }
+        let shared = self.repairing.cut_at(shared);
         let count = shared.distance_to(self.log.last().index);
         self.warn(format!(
             "moves {count} entries above {shared} aside, to be proposed again: they are not part of the leader's log"
@@ -519,7 +529,7 @@ impl Replica {
     pub(super) fn tick_repair(&mut self) {
         let Some((after, through)) = self.repairing.gaps.first().copied() else { return };
         let due = self.repairing.asked.is_none_or(|at| self.now.since(at) >= REPEATED_AFTER);
-        if self.repairing.writing || !due {
+        if self.repairing.writing || !due || self.maybe_leave_gap() {
             return;
         }
         self.repairing.asked = Some(self.now);
@@ -546,11 +556,7 @@ impl Replica {
             return;
         }
         if entries.is_empty() {
-            if self.repairing.without.insert(from) && self.repairing.without.len() == self.peers.len() {
-                let note = self.repairing.note().unwrap_or_default();
-                self.warn(format!("{note}; no server has them: restore this directory from a copy, or start with an empty one"));
-            }
-            return;
+            return self.on_no_rows(from);
         }
         self.repairing.rows.extend(entries.into_iter().filter(|entry| entry.index <= through));
         self.repairing.asked = None;
@@ -562,6 +568,56 @@ impl Replica {
         } else {
             self.tick_repair();
         }
+    }
+
+    fn on_no_rows(&mut self, from: ServerId) {
+        let first = self.repairing.without.insert(from);
+        if self.maybe_leave_gap() {
+            return;
+        }
+        if self.nobody_has_rows() && self.leads_as_late(from) {
+            self.repairing.giver = Some(from);
+            return self.on_other_rows();
+        }
+        if first && self.repairing.without.len() == self.peers.len() {
+            let note = self.repairing.note().unwrap_or_default();
+            self.warn(format!(
+                "{note}; no server has them: restore this directory from a copy, or start with an empty one"
+            ));
+        }
+    }
+
+    /// Whether everyone who lives has been asked for the rows, and has not got them.
+    fn nobody_has_rows(&self) -> bool {
+        let without = |peer: &ServerId| self.repairing.without.contains(peer) || self.is_dead(*peer);
+        self.peers.keys().all(without)
+    }
+
+    /// Whether it leads a view that is not earlier than the own: its log is the one that counts.
+    fn leads_as_late(&self, peer: ServerId) -> bool {
+        let pulse = self.peers.get(&peer).and_then(|peer| peer.pulse.as_ref());
+        pulse.is_some_and(|pulse| leads(pulse) && pulse.view >= self.view.number)
+    }
+
+    /// Rows that nobody has are not needed where the own checkpoint is later: what they did is in its tables, and the
+    /// log is read on from there. Learners that ask for them start from a checkpoint (T3).
+    fn maybe_leave_gap(&mut self) -> bool {
+        let Some((after, through)) = self.repairing.gaps.first().copied() else { return false };
+        // What follows a gap at once is not vouched for by a row, so it has not been read.
+        if self.repairing.asked.is_none() || through >= self.state.index() || !self.nobody_has_rows() {
+            return false;
+        }
+        self.warn(format!(
+            "entries {} to {through} are rotten on this disk, and nobody has them; what they did is in the checkpoint \
+             here: goes on without them",
+            after.index.next()
+        ));
+        self.repairing.gaps.remove(0);
+        self.repairing.left.push((after.index, through));
+        self.repairing.rows.clear();
+        self.repairing.without.clear();
+        self.repairing.asked = None;
+        true
     }
 
     pub(super) fn on_repaired(&mut self, error: Option<String>, fits: bool) {
@@ -581,8 +637,8 @@ impl Replica {
     }
 
     /// R2: what others have in the place of the rotten rows is not followed by the rows behind them: these are of a log
-    /// that has lost. If whoever has the others leads, they are moved aside, and proposed again as far as they can be
-    /// read.
+    /// that has lost; or nobody has any, and the leader's log begins or ends elsewhere. If that one leads, what is behind
+    /// them is moved aside, and proposed again as far as it can be read.
     fn on_other_rows(&mut self) {
         let (Some((gap, through)), Some(giver)) =
             (self.repairing.gaps.first().copied(), self.repairing.giver)
@@ -590,14 +646,13 @@ impl Replica {
             return;
         };
         self.repairing.asked = Some(self.now);
-        let pulse = self.peers.get(&giver).and_then(|peer| peer.pulse.as_ref());
-        if !pulse.is_some_and(|pulse| leads(pulse) && pulse.view >= self.view.number) {
+        if !self.leads_as_late(giver) {
             return debug!(%giver, "ignored: rows of another log in the place of rotten ones");
         }
         self.repairing.writing = true;
         self.warn(format!(
-            "entries {} to {through} are rotten on this disk, and server {giver}, which leads, has others: moves what \
-             is above {} aside, to be proposed again as far as it can be read",
+            "entries {} to {through} are rotten on this disk, and server {giver}, which leads, has not got them in its \
+             log: moves what is above {} aside, to be proposed again as far as it can be read",
             gap.index.next(),
             gap.index
         ));

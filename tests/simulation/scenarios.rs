@@ -782,3 +782,62 @@ fn a_row_that_rots_in_a_log_that_has_lost_is_given_up_and_those_behind_it_are_pr
         heal_and_check(&mut world);
     }
 }
+
+/// D4: what the rotten row did is in everybody's tables.
+#[test]
+fn a_row_that_has_rotted_on_all_servers_below_their_checkpoints_stops_nobody() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        for text in ["before", "rotten", "after"] {
+            send(&mut world, ALICE, BOB, text);
+        }
+        world.run_for(Duration::from_secs(5)); // Nothing happens: a checkpoint is made.
+        send(&mut world, ALICE, BOB, "later");
+        for at in 0..3 {
+            world.crash(at, Death::Kill);
+            rot(&world, at, "rotten");
+            world.servers[at].damaged = true;
+        }
+        for at in 0..3 {
+            world.start(at);
+        }
+        await_whole(&mut world);
+        assert_eq!(read(&mut world, BOB), ["before", "rotten", "after", "later"]);
+        heal_and_check(&mut world);
+    }
+}
+
+/// D4, R2: the leader has nothing that would fit in the place of the rotten row: its log parts from this one before.
+#[test]
+fn a_row_that_rots_deep_in_a_log_that_has_lost_is_given_up_though_nobody_has_anything_in_its_place() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let carol = world.add_client();
+        assert!(world.wait_for_client(carol, SOON).is_some(), "{}", describe(&world));
+        let alone = await_leader(&mut world);
+        for other in (0..3).filter(|&other| other != alone) {
+            world.block(alone, other, false);
+        }
+        for client in [ALICE, BOB, carol] {
+            // Nobody acknowledges it there, and it is asked for again elsewhere.
+            world.clients[client].pinned = Some(alone);
+            world.wish(client, Op::Send { to: BOB, text: format!("from {client}, hardly begun") });
+            world.run_for(Duration::from_millis(50));
+            world.clients[client].pinned = None;
+        }
+        world.crash(alone, Death::Kill);
+        for client in [ALICE, BOB, carol] {
+            let ended = world.wait_for_client(client, LATER);
+            assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}; {}", describe(&world));
+        }
+        rot(&world, alone, "from 1, hardly begun");
+        world.servers[alone].damaged = true;
+        world.network.heal();
+        world.start(alone);
+        await_whole(&mut world);
+        let mut waiting = read(&mut world, BOB);
+        waiting.sort();
+        assert_eq!(waiting, ["from 0, hardly begun", "from 1, hardly begun", "from 2, hardly begun"]);
+        heal_and_check(&mut world);
+    }
+}
