@@ -106,17 +106,15 @@ pub fn open_with<D: Disk>(
         (recovered.base, recovered.views, recovered.gaps) =
             (Position::default(), ViewTable::new(), Vec::new());
     }
-    if let Some(manifest) = &chosen.manifest {
-        if chosen.beyond {
-            notices.push(format!(
-                "the log restarts after the checkpoint as of entry {}, which was installed before a crash",
-                manifest.position.index
-            ));
-            log.restart(manifest.position, &manifest.views)?;
-            recovered.base = manifest.position;
-            recovered.views.clone_from(&manifest.views);
-            recovered.gaps.clear();
-        }
+    if let Some(manifest) = chosen.manifest.as_ref().filter(|_| chosen.beyond) {
+        notices.push(format!(
+            "the log restarts after the checkpoint as of entry {}, which was installed before a crash",
+            manifest.position.index
+        ));
+        log.restart(manifest.position, &manifest.views)?;
+        recovered.base = manifest.position;
+        recovered.views.clone_from(&manifest.views);
+        recovered.gaps.clear();
     }
     let reader = log.reader();
     replay(&disk.display(LIVE), &reader, &mut recovered, commit, progress)?;
