@@ -310,10 +310,11 @@ impl Replica {
 
     /// Takes (highest counter heard of + 1, self) and syncs the own promise before anything is sent (V1).
     pub(super) fn propose(&mut self, dropping: Vec<ServerId>, hints: &BTreeMap<ServerId, Report>) {
-        let reported =
-            hints.values().map(|report| report.promised.counter.max(report.installed.number.counter));
-        let highest =
-            reported.chain([self.hard.promised.counter, self.view.number.counter, self.counter_heard]).max();
+        // A learner has rows of views that it has neither promised nor installed.
+        let counter = |report: &Report| {
+            report.promised.counter.max(report.installed.number.counter).max(report.last.view.counter)
+        };
+        let highest = hints.values().map(counter).chain([counter(&self.report()), self.counter_heard]).max();
         let number = ViewNumber { counter: highest.unwrap_or(0) + 1, proposer: self.me };
         let own = self.report();
         let was_primary = match &self.role {
