@@ -1201,7 +1201,15 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
     ]);
     let primary = prop::option::of((1..=255_u8).prop_map(ServerId));
     let numbers = any::<(u32, u32, u32, u64, u64, u64)>();
-    (prop::option::of(any::<u64>()), numbers, standpoint, any_view_number(), primary, any::<[bool; 6]>(), any_mark())
+    (
+        prop::option::of(any::<u64>()),
+        numbers,
+        standpoint,
+        any_view_number(),
+        primary,
+        any::<[bool; 6]>(),
+        any_mark(),
+    )
         .prop_map(
             |(
                 cluster,

@@ -227,7 +227,7 @@ impl Replica {
         }
         let Role::Primary(primary) = &self.role else { return };
         let known = primary.proposed.get(&from);
-        if !known.is_some_and(|known| (known.incarnation, known.nonce) == (incarnation, nonce)) {
+        if known.is_none_or(|known| (known.incarnation, known.nonce) != (incarnation, nonce)) {
             for row in rows.iter().filter(|_| !removed!("R3-again")) {
                 self.propose_again(fork, row);
             }

@@ -185,7 +185,8 @@ impl<F: DiskFile> Scan<F> {
             // Otherwise a segment is named by its first row, or what must have been its first row.
             let number = segment.unwrap_or_else(|| {
                 let next = self.next_sequence;
-                let first = checked.as_ref().map_or(next, |row| (row.sequence + 2).saturating_sub(line_number));
+                let first =
+                    checked.as_ref().map_or(next, |row| (row.sequence + 2).saturating_sub(line_number));
                 if checked.is_ok() {
                     segment = Some(first);
                     self.begin_segment(first, name, &file);

@@ -424,7 +424,7 @@ impl World {
         let owner = client.owner;
         if !client.has_session {
             let guesses = self.oracle.passwords(owner);
-            let registers = guesses == 0 || client.guesses > 0 && client.guesses % (guesses + 1) == 0;
+            let registers = guesses == 0 || client.guesses > 0 && client.guesses.is_multiple_of(guesses + 1);
             return Some(if registers && owner == at { Op::Register } else { Op::Login });
         }
         let other = usize::try_from(client.prng.below(count)).expect("few clients");

@@ -682,10 +682,8 @@ impl Oracle {
             demand_unique(&messages);
             let see = ShelfCall::See { messages, end: End::Oldest, more: false };
             self.on_shelf(Place::Mailbox(at), moment, moment, see);
-            for other in at..self.accounts.len() {
-                if ids[other].is_some() {
-                    self.see_exchanged(state, moment, id, at, other);
-                }
+            for (other, _) in ids.iter().enumerate().skip(at).filter(|(_, other)| other.is_some()) {
+                self.see_exchanged(state, moment, id, at, other);
             }
         }
     }

@@ -73,7 +73,7 @@ impl Model for AccountCall {
             Self::Present(None) => holder.is_some(),
             Self::Absent => holder.is_none(),
         };
-        fits.then(|| *holder)
+        fits.then_some(*holder)
     }
 
     fn is_read(&self) -> bool {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 const EFFECTS_MAX: u32 = 3 * 16_384 * 3 / 2;
 /// Most messages to one peer that one event causes: the answer, a new view's messages, and a prepare for each batch
 /// of what it lacks up to [`UNSYNCED_BYTES_MAX`].
+#[allow(clippy::cast_possible_truncation)] // A small constant.
 const MESSAGES_MAX: u32 = 16 + (UNSYNCED_BYTES_MAX / BATCH_BYTES_MAX) as u32;
 /// Most bytes that are not synced: a backup takes in a batch more, and a request that came before it was noticed.
 const UNSYNCED_MAX: usize = UNSYNCED_BYTES_MAX + 2 * BATCH_BYTES_MAX + FRAME_CLIENT_BYTES_MAX;
