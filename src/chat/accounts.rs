@@ -179,11 +179,9 @@ impl Directory {
 
     /// A name that is free: this one with the lowest number behind it.
     pub(super) fn free_name(&self, name: &str) -> String {
-        let numbered = (2u64..).map(|number| format!("{name}~{number}"));
-        numbered
-            .into_iter()
-            .find(|name| self.named(name).is_none())
-            .expect("there are more numbers than accounts")
+        let mut numbered = (2u64..).map(|number| format!("{name}~{number}"));
+        let free = numbered.find(|name| self.named(name).is_none());
+        free.expect("there are more numbers than accounts")
     }
 
     /// Gives an account another name, which must be free.

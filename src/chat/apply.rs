@@ -131,15 +131,20 @@ impl State {
         if self.sessions.session(request.client).is_some() || self.directory.knows(id) {
             return Err(Refusal::ClientIdTaken);
         }
+        self.add_account(stamp, request, name.to_owned(), password);
+        self.open_session(stamp, request, id, token, outcome);
+        Ok(Reply::Registered { account: id })
+    }
+
+    /// Adds the account that a registration creates, under a name that is free.
+    pub(super) fn add_account(&mut self, stamp: Stamp, request: RequestId, name: String, password: &str) {
         let account = Account {
-            name: name.to_owned(),
+            name,
             password: password.to_owned(),
             password_set: request,
             created_unix_ms: stamp.unix_ms,
         };
-        self.directory.add(id, account, self.emission.is_none());
-        self.open_session(stamp, request, id, token, outcome);
-        Ok(Reply::Registered { account: id })
+        self.directory.add(AccountId(request), account, self.emission.is_none());
     }
 
     fn log_in(

@@ -155,13 +155,7 @@ impl State {
                 self.note_conflict(stamp, ConflictReason::Renamed, entered, other, Some(id), free);
             }
         }
-        let account = super::Account {
-            name: own_name,
-            password: password.to_owned(),
-            password_set: request,
-            created_unix_ms: stamp.unix_ms,
-        };
-        self.directory.add(id, account, self.emission.is_none());
+        self.add_account(stamp, request, own_name, password);
         if self.sessions.session(request.client).is_none() {
             self.open_session(stamp, request, id, token, outcome);
         }
