@@ -262,6 +262,38 @@ fn whoever_stays_logged_in_hears_of_conflicts_by_reading_or_chatting() {
 }
 
 #[test]
+fn whoever_stays_hears_of_conflicts_when_a_late_message_shows_that_a_split_has_healed() {
+    for arguments in [&["listen"][..], &[]] {
+        let mut rounds = 0;
+        let server = FakeServer::start(move |asked| match asked.request {
+            Request::Conflicts { .. } => {
+                rounds += 1;
+                let all = if rounds == 1 { vec![] } else { vec![conflict(5, "hello?")] };
+                let page = Act::Answer(conflicts_after(&all, 0, 0));
+                let late = Push::Message(MessageView { late: true, ..message(2, "late") });
+                // The split heals after the client has asked for the first time.
+                if rounds == 1 { vec![page, Act::Push(late)] } else { vec![page] }
+            }
+            Request::Read { .. } => {
+                vec![Act::Answer(Response::Messages(MessagePage { messages: vec![], more: false }))]
+            }
+            Request::Subscribe => vec![Act::Answer(Response::Subscribed)],
+            _ => answer(asked),
+        });
+        let home = Home::at(&server.address);
+        home.ok(&["login", "alice", "--json"]);
+        // Kept open: the chat ends with its input.
+        let mut child = spawn(home.command(arguments).stdin(Stdio::piped()));
+        let told = BufReader::new(child.stderr.take().unwrap())
+            .lines()
+            .find(|line| line.as_ref().unwrap().contains("your message has no recipient"));
+        assert!(told.is_some(), "{arguments:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
 fn conflicts_are_printed_as_often_as_asked_and_in_json_with_all_there_is_to_know() {
     let server = server_after_a_split();
     let home = Home::at(&server.address);

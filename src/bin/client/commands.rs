@@ -242,11 +242,21 @@ async fn listen_on(client: &mut Client, json: bool) -> Result<(), Stop> {
     client.ensure_session().await?;
     client.read(0, 1).await?;
     tell_conflicts_unless(json, client).await;
+    let mut conflict_rounds = conflicts::rounds();
     client.set_timeout(None);
     loop {
         let mut printed = Vec::new();
         loop {
-            let message = client.next_message().await?;
+            let message = tokio::select! {
+                message = client.next_message() => message?,
+                _ = conflict_rounds.tick(), if printed.is_empty() => {
+                    tell_conflicts_unless(json, client).await;
+                    continue;
+                }
+            };
+            if message.late {
+                conflict_rounds.reset_immediately();
+            }
             if let Err(stop) = print(&message, json) {
                 client.acknowledge(&printed).await?;
                 return Err(stop);

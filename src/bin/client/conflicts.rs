@@ -4,7 +4,11 @@ use crate::output::{Stop, harmless_line, harmless_text, rfc3339};
 use lastword::chat::command::ConflictView;
 use lastword::client::Client;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+/// How often somebody who stays is told of new conflicts.
+const INTERVAL: Duration = Duration::from_secs(30);
 /// How many conflicts are told unasked; who wants to know more asks.
 const UNASKED_MAX: u16 = 10;
 
@@ -28,6 +32,14 @@ pub(crate) async fn print(
         }
         page = client.conflicts(last.cursor, 0).await?;
     }
+}
+
+/// When somebody who stays has to be told of new conflicts after the first time: every 30 s. A message that arrives
+/// late shows that a split has healed: then it is reset, so that nobody wonders for so long.
+pub(crate) fn rounds() -> Interval {
+    let mut rounds = interval_at(Instant::now() + INTERVAL, INTERVAL);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
 }
 
 /// Tells of conflicts that the user has not been told of. Nobody has asked for it: if it fails it is tried again another

@@ -281,9 +281,13 @@ impl Worker<'_> {
         if !self.json {
             conflicts::tell_new(self.client, |line| self.printer.talk(line)).await;
         }
+        let mut conflict_rounds = conflicts::rounds();
         loop {
             tokio::select! {
                 biased;
+                _ = conflict_rounds.tick(), if !self.json => {
+                    conflicts::tell_new(self.client, |line| self.printer.talk(line)).await;
+                }
                 action = actions.recv() => {
                     let Some(action) = action else { break };
                     let result = self.perform(action).await;
@@ -297,7 +301,13 @@ impl Worker<'_> {
                         Err(stop) => return Err(stop),
                     }
                 }
-                message = self.client.next_message() => self.on_message(message?).await?,
+                message = self.client.next_message() => {
+                    let message = message?;
+                    if message.late {
+                        conflict_rounds.reset_immediately();
+                    }
+                    self.on_message(message).await?;
+                }
             }
         }
         // On a terminal the person has seen each failure.
