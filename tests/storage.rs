@@ -2,105 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // A test that can't go on has failed.
 
+mod log_model;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lastword::chat::State;
-use lastword::chat::command::{ClientCommand, Command, Operation};
+use lastword::message::HardState;
 use lastword::message::{
-    CheckpointResult, CheckpointStep, Entry, HardState, Installed, Position, ReadResult, Standing, View,
-    ViewStart, ViewTable, Write,
+    CheckpointResult, CheckpointStep, Installed, Position, ReadResult, Standing, View, Write,
 };
 use lastword::prng::Prng;
 use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with};
-use lastword::types::{
-    AccountId, ClientId, ClusterId, Incarnation, LogIndex, Member, RequestId, RequestNumber, ServerId,
-    ViewNumber,
-};
+use lastword::types::{LogIndex, ServerId, ViewNumber};
+use log_model::{Known, LIVE, hard, read_all, servers, take_checkpoint, view};
 
-const LIVE: &str = "server_log.csv";
 const SEGMENT_BYTES: u64 = 3000;
 
-fn servers() -> Vec<String> {
-    vec!["127.0.0.1:1538".into(), "127.0.0.1:2538".into()]
-}
-
-fn view(counter: u32) -> ViewNumber {
-    ViewNumber { counter, proposer: ServerId(1) }
-}
-
 fn try_open(disk: &MemoryDisk) -> Result<Opened<MemoryDisk>, StorageError> {
-    open_with(disk.clone(), ServerId(1), &servers(), SEGMENT_BYTES, &mut |_| {})
-}
-
-fn hard(incarnation: u32, promised: u32) -> HardState {
-    HardState {
-        server: Some(ServerId(1)),
-        cluster: Some(ClusterId(7)),
-        incarnation: Incarnation(incarnation),
-        promised: view(promised),
-        born: Incarnation(1),
-        outstanding: vec![view(promised)],
-        standing: Standing::Whole,
-        incarnations: vec![Member { server: ServerId(2), incarnation: Incarnation(3) }],
-        servers: servers(),
-    }
-}
-
-/// Every entry that was ever made, by what identifies it, with the chain before it.
-#[derive(Default)]
-struct Known(BTreeMap<(u64, u32), (u32, Arc<Entry>)>);
-
-impl Known {
-    fn make(&mut self, after: Position, counter: u32, salt: u64) -> Arc<Entry> {
-        let index = after.index.next();
-        let number = RequestNumber(index.0);
-        let client = ClientId(0xc11e);
-        let request = RequestId { client, number };
-        let account = AccountId(RequestId { client, number: RequestNumber(2) });
-        let command = match index.0 {
-            2 => Command::Register { name: "alice".into(), password: "$x".into(), token: [7; 32] },
-            _ => Command::Send { to: account, text: format!("=text {salt}, \"quoted\"\nsecond line") },
-        };
-        let operation = if index.0 == 1 {
-            Operation::View { primary: ServerId(1), members: vec![], absent: vec![] }
-        } else {
-            Operation::Command(ClientCommand { request, acknowledged: RequestNumber(0), account, command })
-        };
-        let entry = Arc::new(Entry::new(index, view(counter), 1000 + salt, operation, after.chain));
-        self.0.insert((index.0, entry.chain), (after.chain, Arc::clone(&entry)));
-        entry
-    }
-
-    /// All entries up to a position.
-    fn history(&self, position: Position) -> Vec<Arc<Entry>> {
-        let (mut history, mut at) = (Vec::new(), (position.index.0, position.chain));
-        while at.0 > 0 {
-            let (before, entry) = self.0.get(&at).unwrap_or_else(|| panic!("entry {at:?} was never made"));
-            history.push(Arc::clone(entry));
-            at = (at.0 - 1, *before);
-        }
-        history.reverse();
-        history
-    }
-
-    fn state(&self, position: Position) -> State {
-        let mut state = State::new();
-        for entry in self.history(position) {
-            let _ = state.apply(entry.index, entry.unix_ms, entry.chain, &entry.operation);
-        }
-        state
-    }
-
-    fn views(&self, position: Position) -> ViewTable {
-        let mut views = ViewTable::new();
-        for entry in self.history(position) {
-            if views.last().is_none_or(|last: &ViewStart| last.view != entry.view) {
-                views.push(ViewStart { view: entry.view, start: entry.index });
-            }
-        }
-        views
-    }
+    log_model::open(disk, SEGMENT_BYTES)
 }
 
 /// What a directory should hold.
@@ -115,32 +34,11 @@ impl Model {
     fn apply(&mut self, known: &Known, write: &Write) {
         match write {
             Write::Append(entries) => self.last = entries.last().unwrap().position(),
-            Write::Truncate { after } => self.last = position_at(known, self.last, *after),
+            Write::Truncate { after } => self.last = known.position_at(self.last, *after),
             Write::HardState(hard) => self.hard = hard.clone(),
             Write::View(view) => self.view = view.clone(),
             Write::Commit(_) | Write::Forget { .. } => {}
         }
-    }
-}
-
-fn position_at(known: &Known, last: Position, index: LogIndex) -> Position {
-    if index.0 == 0 {
-        return Position::default();
-    }
-    known.history(last)[usize::try_from(index.0).unwrap() - 1].position()
-}
-
-/// The log's entries as the reader gives them, from the base on.
-fn read_all(opened: &Opened<MemoryDisk>) -> Vec<Arc<Entry>> {
-    let mut all: Vec<Arc<Entry>> = Vec::new();
-    loop {
-        let next = all.last().map_or(opened.log.base().index, |entry| entry.index).next();
-        let (previous, entries) = opened.reader.read(next, LogIndex(u64::MAX)).unwrap();
-        if entries.is_empty() {
-            return all;
-        }
-        assert_eq!(previous, all.last().map_or(opened.log.base(), |entry| entry.position()));
-        all.extend(entries);
     }
 }
 
@@ -149,7 +47,7 @@ fn check(opened: &Opened<MemoryDisk>, known: &Known) -> Model {
     let recovered = &opened.recovered;
     let entries = read_all(opened);
     for entry in &entries {
-        let (_, made) = &known.0[&(entry.index.0, entry.chain)];
+        let (_, made) = &known.entries[&(entry.index.0, entry.chain)];
         assert_eq!(made, entry, "a wrong row was recovered");
     }
     let state = known.state(recovered.applied);
@@ -158,7 +56,7 @@ fn check(opened: &Opened<MemoryDisk>, known: &Known) -> Model {
     let mut last = recovered.applied;
     for entry in &recovered.tail {
         assert_eq!(entry.index, last.index.next());
-        assert!(known.0.contains_key(&(entry.index.0, entry.chain)), "a wrong row is in the tail");
+        assert!(known.entries.contains_key(&(entry.index.0, entry.chain)), "a wrong row is in the tail");
         last = entry.position();
     }
     if recovered.gaps.is_empty() {
@@ -272,19 +170,17 @@ fn rotten_rows_are_filled_in_from_a_peer_and_what_follows_can_be_read_again() {
     opened.log.sync().unwrap();
     let history = known.history(opened.log.last());
     let sealed = disk.files().into_iter().find(|name| name.starts_with("server_log-")).unwrap();
-    let bytes = disk.bytes(&sealed).unwrap();
-    let starts: Vec<usize> = (0..bytes.len()).filter(|&at| at == 0 || bytes[at - 1] == b'\n').collect();
-    disk.flip_bit(&sealed, starts[20] + 12, 3);
-    disk.flip_bit(&sealed, starts[21] + 12, 3);
+    let lost = 7;
+    rot_row_with(&disk, &history[lost].bytes);
+    rot_row_with(&disk, &history[lost + 1].bytes);
     let damaged = disk.bytes(&sealed).unwrap();
     let mut opened = try_open(&disk.restart()).unwrap();
-    let lost = 20 - 7; // A header, five rows of the head, and a hard state stand before the entries.
     let after = history[lost - 1].position();
     assert_eq!(opened.recovered.gaps, [(after, LogIndex(lost as u64 + 2))]);
     assert_eq!(opened.recovered.hard.standing, Standing::Whole, "only entries are lost");
     assert_eq!(disk.bytes(&sealed).unwrap(), damaged);
-    assert!(opened.notices[0].starts_with(&format!("{sealed}, line 21: found crc ")), "{:?}", opened.notices);
-    assert_eq!(read_all(&opened).len(), lost);
+    assert!(opened.notices[0].starts_with(&format!("{sealed}, line 15: found crc ")), "{:?}", opened.notices);
+    assert_eq!(read_all(&opened).len(), 70 - 3, "nothing vouches for the row behind the gap either");
     let beyond = LogIndex(lost as u64 + 5);
     assert_eq!(opened.reader.read(beyond, LogIndex(u64::MAX)).unwrap().1.len(), 70 - beyond.0 as usize + 1);
 
@@ -440,24 +336,6 @@ fn a_log_that_begins_elsewhere_than_its_state_is_refused() {
     );
 }
 
-/// Writes a checkpoint as of `position`.
-fn take_checkpoint(opened: &mut Opened<MemoryDisk>, known: &Known, position: Position) -> Result<(), String> {
-    let mut state = known.state(position);
-    let (views, digest) = (known.views(position), state.digest());
-    state.begin_checkpoint();
-    let mut steps = vec![CheckpointStep::Begin { position, views, digest }];
-    while let Some(slice) = state.next_slice(3) {
-        steps.push(CheckpointStep::Rows(slice));
-    }
-    steps.push(CheckpointStep::Finish);
-    for step in steps {
-        if let CheckpointResult::Failed(error) = opened.checkpoints.step(step) {
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
 /// Another server's checkpoint of `count` entries, as a stream in parts.
 fn foreign_checkpoint(known: &mut Known, count: u64, salt: u64) -> (Position, Vec<u8>) {
     let mut position = Position::default();
@@ -509,7 +387,7 @@ fn two_generations_of_checkpoints_stay_and_the_older_one_stands_in_for_a_damaged
     opened.log.write(&Write::Commit(LogIndex(60))).unwrap();
     opened.log.sync().unwrap();
     for index in [10, 20, 30] {
-        let position = position_at(&known, opened.log.last(), LogIndex(index));
+        let position = known.position_at(opened.log.last(), LogIndex(index));
         take_checkpoint(&mut opened, &known, position).unwrap();
     }
     assert_eq!(disk.list("checkpoints").unwrap(), ["000000000020", "000000000030", "current"]);
@@ -522,7 +400,11 @@ fn two_generations_of_checkpoints_stay_and_the_older_one_stands_in_for_a_damaged
     disk.flip_bit(table, length - 20, 1);
     let opened = try_open(&disk.restart()).unwrap();
     assert_eq!(opened.recovered.checkpoint, LogIndex(20));
-    assert!(opened.notices[0].contains("000000000030/user_table.csv, line 2: found"), "{:?}", opened.notices);
+    assert!(
+        opened.notices[0].contains("000000000030/user_table.csv, line 13: found"),
+        "{:?}",
+        opened.notices
+    );
     assert_eq!(check(&opened, &known).last.index, LogIndex(60));
     assert_eq!(disk.read_link("checkpoints/current").unwrap().unwrap(), "000000000020");
     assert!(disk.exists("checkpoints/rotten-000000000030").unwrap());
@@ -538,7 +420,7 @@ fn a_log_that_was_cut_in_front_survives_damage_to_its_anchor() {
         opened.log.write(&Write::Commit(opened.log.last().index)).unwrap();
         opened.log.sync().unwrap();
     }
-    let position = position_at(&known, opened.log.last(), LogIndex(40));
+    let position = known.position_at(opened.log.last(), LogIndex(40));
     take_checkpoint(&mut opened, &known, position).unwrap();
     opened.log.cut(LogIndex(40)).unwrap();
     assert!(opened.log.base().index > LogIndex::ZERO);
@@ -759,7 +641,7 @@ impl World {
                 if self.commit <= self.checkpoint {
                     return Ok(());
                 }
-                let position = position_at(&self.known, self.opened.log.last(), self.commit);
+                let position = self.known.position_at(self.opened.log.last(), self.commit);
                 take_checkpoint(&mut self.opened, &self.known, position)?;
                 self.checkpoint = self.commit;
                 Ok(())
