@@ -7,6 +7,7 @@
 //! SIM_SEEDS=20000 cargo test --test simulation swarm      so many fresh seeds, and what they amounted to
 //! SIM_MINUTES=10 cargo test --test simulation swarm       fresh seeds for so long; scripts/soak does that
 //! SIM_VIOLATIONS=10 …                                     goes on until so many seeds have failed
+//! SIM_BASE=7 …                                            the same fresh seeds each time: to compare two builds
 //! SIM_SPLITS=1 …                                          every seed splits the brain, not only each fifth
 //! ```
 //!
@@ -114,9 +115,10 @@ fn print_summary(count: u64, outcome: &Outcome, took: Duration) {
     if let Some(worked) = processor_time() {
         let worked = worked.as_secs_f64();
         eprintln!(
-            "  on one core: {:.1} ms a seed, {:.0} x real time",
+            "  on one core: {:.2} ms a seed, {:.0} x real time; hash of all traces {:016x}",
             1000.0 * worked / count as f64,
-            simulated / worked
+            simulated / worked,
+            outcome.hash
         );
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -129,7 +131,7 @@ fn run_fresh(history: History) -> (u64, Outcome, Vec<Violation>) {
     let wanted = environment("SIM_SEEDS");
     let minutes = environment("SIM_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
     let until = minutes.unwrap_or(Duration::from_secs(FRESH_SECONDS));
-    let base = fresh_seed();
+    let base = environment("SIM_BASE").unwrap_or_else(fresh_seed);
     let next = AtomicU64::new(0);
     run_seeds(history, || {
         let place = next.fetch_add(1, Ordering::Relaxed);

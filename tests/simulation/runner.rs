@@ -27,7 +27,7 @@ const HEALING_SLOW_MAX: Duration = Duration::from_secs(900);
 /// What one seed amounted to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// The trace's hash.
+    /// The trace's hash; of several seeds the sum, whichever ended first.
     pub hash: u64,
     /// Steps of the event loop.
     pub steps: u64,
@@ -47,6 +47,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     fn add(&mut self, other: &Self) {
+        self.hash = self.hash.wrapping_add(other.hash);
         self.steps += other.steps;
         self.simulated += other.simulated;
         self.acknowledged += other.acknowledged;
