@@ -8,6 +8,7 @@
 use std::fmt::{Display, Write as _};
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use crate::types::RequestId;
 
@@ -240,6 +241,10 @@ fn hex(byte: u8) -> [u8; 2] {
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
+/// Reads rows with quotes. Making its tables takes much longer than copying them. Not the default: that one has no
+/// tables yet, and takes a whole row for one field.
+static READER: LazyLock<csv_core::Reader> = LazyLock::new(csv_core::Reader::new);
+
 /// The fields of one row; reused from row to row so that reading allocates nothing.
 #[derive(Debug)]
 pub struct Fields {
@@ -308,8 +313,7 @@ impl Fields {
     }
 
     fn parse_quoted(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
-        // Not the default: that one has no tables yet, and takes a whole row for one field.
-        let reader = self.reader.get_or_insert_with(|| Box::new(csv_core::Reader::new()));
+        let reader = self.reader.get_or_insert_with(|| Box::new(READER.clone()));
         reader.reset();
         if self.unquoted.len() < row.len() + 1 {
             self.unquoted.resize(row.len() + 1, 0);
