@@ -17,10 +17,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long one attempt to connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
-/// A request that is not answered for so long makes the client ask the other servers whether they lead by now.
-pub const PATIENCE: Duration = Duration::from_secs(1);
-/// After so many times [`PATIENCE`] a connection is given up although no other server leads.
-pub(super) const PATIENCE_TIMES_MAX: u32 = 5;
+/// A request that is not answered for so long makes the client ask the other servers whether they lead by now. Twice as
+/// long is more than it takes them to find a silent primary dead and to go on without it.
+pub const PATIENCE: Duration = Duration::from_millis(350);
+/// After so many times [`PATIENCE`], some 5 s, a connection is given up although no other server leads.
+pub(super) const PATIENCE_TIMES_MAX: u32 = 14;
 /// How long a server may take to say how it is.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a listening client asks whether its connection still lives.
@@ -860,11 +861,10 @@ impl Client {
             if let Ok(response) = timeout(PATIENCE, &mut reply).await {
                 return response.map_err(|_| Failed::closed(server));
             }
-            let servers = self.servers.clone();
             tokio::select! {
                 response = &mut reply => return response.map_err(|_| Failed::closed(server)),
-                leader = find_leader(servers) => {
-                    if let Some(leader) = leader.filter(|&leader| leader != self.policy.target()) {
+                leader = find_other_leader(&self.servers, self.policy.target(), self.view) => {
+                    if let Some(leader) = leader {
                         let text = format!("{server} does not answer, {} leads", self.servers[leader]);
                         return Err(Failed::Again(Failure::NotPrimary { hint: Some(leader) }, text));
                     }
@@ -946,12 +946,22 @@ pub async fn status_of(server: &str, limit: Duration) -> Result<Status, String> 
     }
 }
 
-/// Asks all servers at once how they are; the answers stand in the order of the servers.
-pub async fn status_of_all(servers: &[String], limit: Duration) -> Vec<Result<Status, String>> {
+/// Begins to ask servers how they are, all at once; each answer comes with the server's place in the list.
+fn ask_all<'a>(
+    servers: impl Iterator<Item = (usize, &'a String)>,
+    limit: Duration,
+) -> JoinSet<(usize, Result<Status, String>)> {
     let mut asking = JoinSet::new();
-    for (place, server) in servers.iter().cloned().enumerate() {
+    for (place, server) in servers {
+        let server = server.clone();
         asking.spawn(async move { (place, status_of(&server, limit).await) });
     }
+    asking
+}
+
+/// Asks all servers at once how they are; the answers stand in the order of the servers.
+pub async fn status_of_all(servers: &[String], limit: Duration) -> Vec<Result<Status, String>> {
+    let mut asking = ask_all(servers.iter().enumerate(), limit);
     let mut answers: Vec<_> = servers.iter().map(|server| Err(format!("{server} does not answer"))).collect();
     while let Some(joined) = asking.join_next().await {
         let (place, answer) = joined.expect("asking for a status doesn't panic");
@@ -960,13 +970,18 @@ pub async fn status_of_all(servers: &[String], limit: Duration) -> Vec<Result<St
     answers
 }
 
-/// Which server says that it leads, in the highest view if several do.
-pub(super) async fn find_leader(servers: Vec<String>) -> Option<usize> {
-    let answers = status_of_all(&servers, CONNECT_TIMEOUT).await;
-    let leads = answers.into_iter().enumerate().filter_map(|(place, answer)| {
-        answer.ok().filter(|status| status.role == "primary").map(|status| (status.view, place))
-    });
-    leads.max().map(|(_, place)| place)
+/// Which server but the silent one leads, by its own account and not in an earlier view than was `seen`; the first that
+/// says so.
+pub(super) async fn find_other_leader(servers: &[String], silent: usize, seen: ViewNumber) -> Option<usize> {
+    let others = servers.iter().enumerate().filter(|(place, _)| *place != silent);
+    let mut asking = ask_all(others, CONNECT_TIMEOUT);
+    while let Some(joined) = asking.join_next().await {
+        let (place, answer) = joined.expect("asking for a status doesn't panic");
+        if answer.is_ok_and(|status| status.role == "primary" && status.view >= seen) {
+            return Some(place);
+        }
+    }
+    None
 }
 
 /// The ids of the last messages that were delivered to the caller.

@@ -6,7 +6,7 @@
 //! everything that was begun meanwhile goes out in one write.
 
 use super::error::ClientError;
-use super::failover::{CONNECT_TIMEOUT, PATIENCE, PATIENCE_TIMES_MAX, READ_NUMBER_FIRST, find_leader};
+use super::failover::{CONNECT_TIMEOUT, PATIENCE, PATIENCE_TIMES_MAX, READ_NUMBER_FIRST, find_other_leader};
 use super::policy::{Failure, Policy};
 use super::session_store::StoredSession;
 use crate::chat::command::MessageView;
@@ -310,9 +310,9 @@ impl Pipeline {
             self.begin(Request::Ping, Instant::now());
             return Ok(());
         }
-        let leader = find_leader(self.servers.clone()).await;
+        let leader = find_other_leader(&self.servers, self.policy.target(), self.view).await;
         let link = self.link.as_mut().expect("called with a link");
-        if let Some(leader) = leader.filter(|&leader| leader != self.policy.target()) {
+        if let Some(leader) = leader {
             let text = format!("{} does not answer, {} leads", link.server, self.servers[leader]);
             return Err(Failed(Failure::NotPrimary { hint: Some(leader) }, text));
         }
