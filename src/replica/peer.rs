@@ -18,8 +18,11 @@ pub(super) struct Peer {
     refused_since: Option<Instant>,
     /// The same before the present connection: if a new life answers on it, the old one ended no later.
     refused_before: Option<Instant>,
-    /// When it last answered; at first, when this process started to ask. What it says unasked does not count: whoever
-    /// can't be reached is as good as silent, and knows it, for its own heartbeats come back unanswered (V2).
+    /// When a view named its present life, if nothing was heard of that life from itself yet.
+    named_at: Option<Instant>,
+    /// When it last answered; at first, when this process started to ask, or when a view named its present life. What it
+    /// says unasked does not count: whoever can't be reached is as good as silent, and knows it, for its own heartbeats
+    /// come back unanswered (V2).
     answered_at: Instant,
     /// It has answered this process.
     pub(super) answered: bool,
@@ -59,6 +62,7 @@ impl Peer {
         Self {
             refused_since: None,
             refused_before: None,
+            named_at: None,
             answered_at: now,
             answered: false,
             incarnation,
@@ -77,6 +81,7 @@ impl Peer {
         match state {
             LinkState::Up if removed!("V11-void") => {}
             LinkState::Up => self.refused_before = self.refused_since.take().or(self.refused_before),
+            LinkState::Refused if self.named_at.is_some_and(|at| now.since(at) < SUSPICION) => {}
             LinkState::Refused => {
                 self.refused_since.get_or_insert(now);
             }
@@ -130,21 +135,35 @@ impl Peer {
             return false;
         }
         if pulse.incarnation != self.incarnation {
-            // V11: a refused connection is void once the peer answers again; the old life ended no later than that.
-            let ended = self.refused_since.take().or(self.refused_before).unwrap_or(now);
-            let (incarnation, round_trip) = (self.incarnation, self.round_trip.take());
-            self.last_life = Some(PastLife { incarnation, round_trip, ended });
-            self.incarnation = pulse.incarnation;
-            self.awaited.clear();
-            self.leaving_since = None;
-            self.fetched = None;
+            self.begin_life(now, pulse.incarnation);
         }
-        self.refused_before = None;
+        (self.refused_before, self.named_at) = (None, None);
         if pulse.leaving {
             self.leaving_since.get_or_insert(now);
         }
         self.pulse = Some(pulse);
         true
+    }
+
+    /// A view names it: if that is a later life than the one known, it lived when it was taken in, whoever saw it. What
+    /// is known of the earlier life is no evidence against this one, and nor is a refusal for which it came too late: a
+    /// connect takes no longer than the suspicion timeout (V11).
+    pub(super) fn on_named(&mut self, now: Instant, incarnation: Incarnation) {
+        if incarnation > self.incarnation && !removed!("V11-life") {
+            self.begin_life(now, incarnation);
+            (self.named_at, self.answered_at, self.pulse) = (Some(now), now, None);
+        }
+    }
+
+    fn begin_life(&mut self, now: Instant, incarnation: Incarnation) {
+        // A refused connection is void; the old life ended no later than that.
+        let ended = self.refused_since.take().or(self.refused_before.take()).unwrap_or(now);
+        let (earlier, round_trip) = (self.incarnation, self.round_trip.take());
+        self.last_life = Some(PastLife { incarnation: earlier, round_trip, ended });
+        self.incarnation = incarnation;
+        self.awaited.clear();
+        self.leaving_since = None;
+        self.fetched = None;
     }
 
     /// Whether it has been about to stop for so long that whoever wants to stop with it has said so too.
@@ -181,5 +200,27 @@ impl Peer {
             (self.round_trip, Some(now))
         };
         matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= SUSPICION / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_a_connect_that_was_begun_before_the_present_life_is_no_evidence_against_it() {
+        let mut now = Instant::ZERO;
+        let mut peer = Peer::new(now, Incarnation(1));
+        peer.on_link(now, LinkState::Refused);
+        assert!(peer.is_refused());
+        now = now + SUSPICION * 9;
+        peer.on_named(now, Incarnation(1));
+        assert!(peer.is_refused(), "it is no other life");
+        peer.on_named(now, Incarnation(2));
+        assert!(!peer.is_refused() && !peer.is_silent_for(now, SUSPICION));
+        peer.on_link(now + SUSPICION / 2, LinkState::Refused);
+        assert!(!peer.is_refused(), "the connect may have been begun earlier");
+        peer.on_link(now + SUSPICION, LinkState::Refused);
+        assert!(peer.is_refused());
     }
 }

@@ -110,6 +110,8 @@ impl Replica {
         for member in view.members.iter().filter(|member| member.server != self.me) {
             self.hard.incarnations.retain(|known| known.server != member.server);
             self.hard.incarnations.push(*member);
+            let peer = self.peers.get_mut(&member.server).expect("a configured server");
+            peer.on_named(self.now, member.incarnation);
         }
         self.hard.incarnations.sort_unstable();
         self.write(Write::View(view));

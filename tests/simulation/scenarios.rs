@@ -220,6 +220,33 @@ fn two_of_three_crash_in_turn_and_the_third_goes_on() {
     }
 }
 
+/// V11: a connect that an earlier life refused says nothing of the one that another server has taken in since.
+#[test]
+fn a_member_that_was_refused_before_it_was_taken_in_is_not_taken_for_dead() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let first = await_leader(&mut world);
+        let [second, third] = [(first + 1) % 3, (first + 2) % 3];
+        world.crash(third, Death::Kill);
+        await_dropped(&mut world, third);
+        world.run_for(Duration::from_millis(200));
+        // The second server has found that nothing listens there, and can't find out that something does again.
+        world.block(second, third, false);
+        world.start(third);
+        await_whole(&mut world);
+        world.run_for(Duration::from_millis(40 * seed));
+        world.crash(first, Death::Kill);
+        world.run_for(Duration::from_secs(1));
+        let alone = [second, third].into_iter().find(|&at| leader(&world) == Some(at));
+        assert_eq!(alone, None, "seed {seed}: it goes on without the other, which lives");
+        world.unblock(second, third);
+        let next = await_leader(&mut world);
+        send(&mut world, ALICE, BOB, "of the two that are left");
+        world.crash(next, Death::Kill);
+        assert_eq!(read(&mut world, BOB), ["of the two that are left"], "seed {seed}");
+    }
+}
+
 fn crash_all_and_restart(death: Death) {
     for seed in 0..15 {
         let mut world = running_world(seed);
