@@ -285,6 +285,33 @@ fn a_truncation_that_rotted_at_the_end_of_a_segment_is_told_from_the_next_ones_a
     assert_eq!(opened.recovered.tail, history);
 }
 
+/// V6: each start is a life of its own, and what it does not forget anew is remembered since the start after the loss.
+#[test]
+fn a_control_row_that_has_rotted_is_forgotten_once_and_not_again_at_each_start() {
+    for at_the_end in [false, true] {
+        let mut known = Known::default();
+        let (disk, mut opened) = fresh(1);
+        opened.log.write(&Write::View(View { number: view(1), members: vec![] })).unwrap();
+        opened.log.write(&Write::HardState(hard(1, 77))).unwrap();
+        if !at_the_end {
+            append(&mut opened, &mut known, 1, 4);
+        }
+        opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+        opened.log.sync().unwrap();
+        rot_row_with(&disk, b"outstanding=77");
+        let found = try_open(&disk.restart()).unwrap();
+        let lost = found.recovered.hard;
+        assert_eq!((lost.standing, lost.born), (Standing::Partial, Incarnation(lost.incarnation.0 + 1)));
+        for life in 2..5 {
+            let mut opened = try_open(&disk.restart()).unwrap();
+            let hard = HardState { incarnation: Incarnation(life), ..opened.recovered.hard.clone() };
+            assert_eq!((hard.standing, hard.born), (Standing::Partial, lost.born), "life {life}");
+            opened.log.write(&Write::HardState(hard)).unwrap();
+            opened.log.sync().unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_damaged_last_row_makes_the_disk_suspect_and_stays_so() {
     let (known, bytes, _) = log_of_20_rows();

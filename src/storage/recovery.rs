@@ -14,7 +14,7 @@ use super::disk::{Disk, DiskFile};
 use super::diverged;
 use super::error::StorageError;
 use super::log_reader::LogReader;
-use super::record::{LIVE, note_view, write_hard_state};
+use super::record::{LIVE, note_view, write_hard_state, write_view};
 use super::scan::{Presence, Scan, Tail, log_files, scan};
 use crate::chat::State;
 use crate::chat::command::Operation;
@@ -317,7 +317,8 @@ fn judge_standing<F>(found: &mut Scan<F>, notices: &mut Vec<String>) {
 }
 
 /// D2: the live segment is written anew and synced before anything in it counts as synced; the page cache may show
-/// rows that never reached the disk. What the tail scan cuts is left out (D4), a new standing is added.
+/// rows that never reached the disk. What the tail scan cuts is left out (D4). A new standing is added, and the view as it
+/// is remembered: what is lost before them is judged once, and not anew at each start (V6).
 fn rewrite_live<D: Disk>(disk: &D, found: &mut Scan<D::File>) -> Result<(), StorageError> {
     let Some(segment) = found.index.segments.last_entry() else { return Ok(()) };
     let segment = segment.into_mut();
@@ -328,11 +329,12 @@ fn rewrite_live<D: Disk>(disk: &D, found: &mut Scan<D::File>) -> Result<(), Stor
     copy_part(disk, (LIVE, &segment.file), 0..found.good_end, (LIVE_NEW, &mut file))?;
     if found.lost_control || found.tail == Tail::Damaged {
         let mut row = RowWriter::new();
-        write_hard_state(&mut row, found.next_sequence, &found.hard);
+        write_view(&mut row, found.next_sequence, &found.view);
+        write_hard_state(&mut row, found.next_sequence + 1, &found.hard);
         let row = row.take();
         attempt(disk, "write", LIVE_NEW, file.append(&row))?;
-        found.next_sequence += 1;
-        found.live_lines += 1;
+        found.next_sequence += 2;
+        found.live_lines += 2;
         found.good_end += row.len() as u64;
     }
     attempt(disk, "sync", LIVE_NEW, file.sync())?;

@@ -12,7 +12,7 @@ use super::error::StorageError;
 use super::index::{Index, Segment, check_chain};
 use super::lines::{Lines, buffer_for};
 use super::record::{HEAD_ROWS, HEADER, LIVE, Line, Row, note_view, sealed_name, sealed_number, split};
-use crate::message::{HardState, Position, View, ViewTable};
+use crate::message::{HardState, Position, Standing, View, ViewTable};
 use crate::row::{Fields, RowError};
 use crate::types::{LogIndex, ViewNumber};
 
@@ -489,7 +489,8 @@ impl<F: DiskFile> Scan<F> {
 
     fn finish(&mut self) {
         if !self.doubt.is_empty() {
-            self.lost_control = true;
+            // Entries may be lost, unless a standing that was written later says so already.
+            self.lost_control = self.hard.standing != Standing::Partial;
             if self.commit > self.last.index {
                 self.open_gap(self.commit);
             }
