@@ -134,7 +134,7 @@ impl View {
         self.number.proposer
     }
 
-    /// Whether there is a view at all.
+    /// Whether there is a view at all: none has been installed, or the last one has lost and is forgotten but for its members.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.number != ViewNumber::NONE

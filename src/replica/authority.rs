@@ -107,13 +107,13 @@ fn missing_witnesses(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
 }
 
 /// V6: a wiped or restored disk has never "answered". That of a member must have forgotten nothing since the life in
-/// which it was named; whether it holds the view's log is another question, for [`sources`].
+/// which it was named, that of a candidate nothing since a view that it has held itself; whether it holds the view's log,
+/// or has moved rows aside (D5), is another question, for [`sources`].
 fn is_witness(ballot: &Ballot<'_>, server: ServerId, installed: &View) -> bool {
     let Some(report) = ballot.reports.get(&server) else { return false };
-    let remembers = match installed.member(server) {
-        Some(member) => report.born <= member.incarnation && member.incarnation <= report.incarnation,
-        None => report.standing != Standing::Partial,
-    };
+    let membership = installed.member(server).or_else(|| report.installed.member(server));
+    let remembers = membership
+        .is_some_and(|member| report.born <= member.incarnation && member.incarnation <= report.incarnation);
     (remembers && !report.empty || removed!("V6-wiped")) && is_latest_life(ballot, server, report)
 }
 
@@ -244,6 +244,23 @@ mod tests {
         promised.promised = ViewNumber { counter: 8, proposer: ServerId(3) };
         promised.outstanding = vec![promised.promised];
         assert_eq!(decide(&[(2, promised)], &[1, 3]).unwrap_err().servers, [ServerId(3)]);
+    }
+
+    #[test]
+    fn a_candidate_whose_rows_were_moved_aside_has_answered_for_its_own_proposals_and_a_wiped_one_has_not() {
+        let last = view(7, 2, &[2]);
+        let abandoned = ViewNumber { counter: 9, proposer: ServerId(1) };
+        let survivor = Report { outstanding: vec![abandoned], ..report(&last, 9) };
+        let earlier = view(6, 1, &[1, 2, 3]);
+        let forgotten = View { number: ViewNumber::NONE, ..view(8, 1, &[1]) };
+        for held in [earlier, forgotten] {
+            let moved = Report { standing: Standing::Partial, ..report(&held, 9) };
+            let formation = decide(&[(1, moved.clone()), (2, survivor.clone())], &[3]).unwrap();
+            assert_eq!(formation.sources, [ServerId(2)]);
+            let restored = Report { born: Incarnation(2), ..moved };
+            let awaited = decide(&[(1, restored), (2, survivor.clone())], &[3]).unwrap_err();
+            assert_eq!(awaited.servers, [ServerId(1)]);
+        }
     }
 
     #[test]

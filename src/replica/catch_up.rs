@@ -10,8 +10,7 @@ use tracing::debug;
 
 use crate::config::{SUSPICION, UNSYNCED_BYTES_MAX};
 use crate::message::{
-    CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, View, ViewStart,
-    Write,
+    CheckpointStep, Entry, Installed, PeerMessage, Position, Read, ReadResult, Standing, ViewStart, Write,
 };
 use crate::time::Instant;
 use crate::types::{LogIndex, ServerId, ViewNumber};
@@ -365,11 +364,12 @@ impl Replica {
     }
 
     /// Who follows an earlier view than its own, because it could not serve any more when the two met, no longer speaks
-    /// for its own: the rows of that one are moved aside, and nobody must wait for a log that is gone (R1, V3).
+    /// for its own: the rows of that one are moved aside, and nobody must wait for a log that is gone (R1, V3). That it
+    /// has been a member of one is not forgotten: so its disk still speaks for what it has proposed (V5, V6).
     fn forget_lost_view(&mut self, followed: ViewNumber) {
         if self.view.number > followed {
-            self.view = View::default();
-            self.write(Write::View(View::default()));
+            self.view.number = ViewNumber::NONE;
+            self.write(Write::View(self.view.clone()));
         }
     }
 

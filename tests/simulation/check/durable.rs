@@ -101,9 +101,11 @@ impl Durable {
                 );
             }
             // A cluster that holds nothing of anyone yields to another one: its views and promises are void.
-            Write::View(view) if !view.exists() => {
+            Write::View(view) if view.members.is_empty() => {
                 *next = Noted { incarnation: before.incarnation, ..Noted::default() };
             }
+            // What was a member of a view that is lost follows an earlier one.
+            Write::View(view) if !view.exists() => next.view = ViewNumber::NONE,
             Write::View(view) => {
                 next.view = view.number;
                 assert!(
