@@ -46,35 +46,41 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, stream: OwnedWriteHalf) -> Self {
         Self {
             address,
-            outgoing: Outgoing::new(OUTGOING_BYTES_MAX),
+            outgoing: Outgoing::new(stream, OUTGOING_BYTES_MAX),
             in_flight: AtomicUsize::new(0),
             answered: Notify::new(),
             logged_in: AtomicBool::new(false),
         }
     }
 
-    /// Answers a request that was forwarded.
-    pub(super) fn respond(&self, request: u32, response: &Response) {
+    /// Answers a request that was forwarded; [`Client::flush`] sends it. Says whether nothing had waited before.
+    pub(super) fn respond(&self, request: u32, response: &Response) -> bool {
         match response {
             Response::Done { client, .. } => self.note_login(*client != ClientId::NONE),
             Response::Resumed { .. } => self.note_login(true),
             _ => {}
         }
-        self.outgoing.push(|out| encode_response(out, request, response));
+        let is_first = self.outgoing.push(|out| encode_response(out, request, response));
         let before = self.in_flight.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "connection of {} was answered more often than it asked", self.address);
         self.answered.notify_one();
+        is_first
     }
 
-    /// Says something that was not asked for.
-    pub(super) fn push(&self, push: &Push) {
+    /// Says something that was not asked for; [`Client::flush`] sends it. Says whether nothing had waited before.
+    pub(super) fn push(&self, push: &Push) -> bool {
         if *push == Push::SessionEnded {
             self.note_login(false);
         }
-        self.outgoing.push(|out| encode_push(out, push));
+        self.outgoing.push(|out| encode_push(out, push))
+    }
+
+    /// Sends what waits.
+    pub(super) fn flush(&self) {
+        self.outgoing.flush();
     }
 
     /// Ends the connection when everything is written.
@@ -103,6 +109,7 @@ impl Client {
     fn refuse(&self, request: u32, code: ErrorCode, text: String) {
         let error = ErrorResponse { code, maybe_executed: false, text, primary: String::new() };
         self.outgoing.push(|out| encode_response(out, request, &Response::Error(error)));
+        self.outgoing.flush();
     }
 
     async fn all_answered(&self) {
@@ -128,11 +135,11 @@ enum End {
 pub(super) async fn serve(
     shell: &Arc<Shell>,
     mut reader: FrameReader<OwnedReadHalf>,
-    mut writer: OwnedWriteHalf,
+    writer: OwnedWriteHalf,
     first: Result<Frame, ReadEnd>,
     address: SocketAddr,
 ) {
-    let client = Arc::new(Client::new(address));
+    let client = Arc::new(Client::new(address, writer));
     let connection = shell.next_connection();
     let connected = Input::Connected { connection, client: Arc::clone(&client) };
     if shell.clients.send(connected).await.is_err() {
@@ -140,7 +147,7 @@ pub(super) async fn serve(
     }
     let link =
         ClientLink { shell, client: &client, connection, connected_at: Instant::now(), login_begun: false };
-    let writing = client.outgoing.write_to(&mut writer);
+    let writing = client.outgoing.write();
     tokio::pin!(writing);
     let end = tokio::select! {
         end = link.read(&mut reader, first) => end,
@@ -156,6 +163,7 @@ pub(super) async fn serve(
     if matches!(end, End::Refused | End::Finished) {
         let _ = timeout(LINGER, throw_away(&mut reader)).await;
     }
+    client.outgoing.hang_up();
     let _ = shell.clients.send(Input::Disconnected { connection }).await;
 }
 

@@ -19,7 +19,6 @@ use super::passwords::Passwords;
 use super::peer_link::probe;
 use super::peers::{PeerInput, PeerNews, Peers};
 use crate::config::ORDERLY_STOP_MAX;
-use crate::message::Response;
 use crate::replica::{Effect, Event, Exit, HashId, HashJob, Notice, Replica};
 use crate::types::{ConnectionId, ServerId};
 
@@ -67,6 +66,8 @@ pub(super) struct Driver {
     disk: DiskThreads,
     peers: Peers,
     clients: HashMap<ConnectionId, Arc<Client>>,
+    /// Those to whom something was said since the last flush.
+    addressed: Vec<Arc<Client>>,
     passwords: Arc<Passwords>,
     /// Where the cluster's id is kept.
     id_path: PathBuf,
@@ -85,6 +86,7 @@ impl Driver {
             disk,
             peers,
             clients: HashMap::new(),
+            addressed: Vec::new(),
             passwords: Arc::new(Passwords::new()),
             id_path,
             is_ready: false,
@@ -191,29 +193,27 @@ impl Driver {
     }
 
     /// The core's contract: events are followed by a complete drain. One drain for all that came together makes one
-    /// write and one message of them.
+    /// write and one message of them. Peers come first: clients wait for them.
     fn drain(&mut self) {
         while let Some(effect) = self.replica.poll_effect() {
             self.perform(effect);
         }
+        self.peers.flush();
+        self.addressed.drain(..).for_each(|client| client.flush());
     }
 
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send { to, message } => self.peers.links(to).send(&message),
             Effect::Respond { connection, request, response } => {
-                self.respond(connection, request, &response);
+                self.tell(connection, |client| client.respond(request, &response));
             }
             Effect::Close { connection } => {
                 if let Some(client) = self.clients.get(&connection) {
                     client.finish();
                 }
             }
-            Effect::Push { connection, push } => {
-                if let Some(client) = self.clients.get(&connection) {
-                    client.push(&push);
-                }
-            }
+            Effect::Push { connection, push } => self.tell(connection, |client| client.push(&push)),
             Effect::Write { id, write } => self.disk.write(id, write),
             Effect::Cut { through } => self.disk.cut(through),
             Effect::Read { id, read } => self.disk.read(id, read),
@@ -232,9 +232,12 @@ impl Driver {
         }
     }
 
-    fn respond(&self, connection: ConnectionId, request: u32, response: &Response) {
-        if let Some(client) = self.clients.get(&connection) {
-            client.respond(request, response);
+    /// Queues something for a client, if it is still there.
+    fn tell(&mut self, connection: ConnectionId, say: impl FnOnce(&Client) -> bool) {
+        if let Some(client) = self.clients.get(&connection)
+            && say(client)
+        {
+            self.addressed.push(Arc::clone(client));
         }
     }
 

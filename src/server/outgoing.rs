@@ -1,26 +1,29 @@
-//! What waits to be sent on one connection: bounded, and written in one go per wake-up.
+//! What waits to be sent on one connection: bounded, and written in one go.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::{Buf as _, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use socket2::SockRef;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 /// A buffer that grew beyond this for a burst is given back afterwards.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
-/// The bytes that wait for one connection's writer. Whoever fills it never waits: what does not fit closes the
-/// connection.
+/// The bytes that wait for one connection. Whoever fills it never waits: what the connection does not take at once is
+/// left to its writer, and what does not fit closes it.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    /// Invariant: `queue.len() <= waiting <= bytes_max`, unless the queue is closed.
+    stream: OwnedWriteHalf,
+    /// Invariant: `queue.len() <= bytes_max`, unless the queue is closed. Who writes holds the lock, so that bytes
+    /// leave in their order.
     queue: Mutex<BytesMut>,
-    /// Bytes queued or being written.
-    waiting: AtomicUsize,
     bytes_max: usize,
-    filled: Notify,
+    /// The writer has something to do.
+    left: Notify,
     /// Nothing more will come: the writer ends when it has written everything.
     finished: AtomicBool,
     /// The connection is to be dropped at once.
@@ -30,12 +33,12 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     /// An empty queue that holds at most `bytes_max` bytes.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(stream: OwnedWriteHalf, bytes_max: usize) -> Self {
         Self {
+            stream,
             queue: Mutex::new(BytesMut::new()),
-            waiting: AtomicUsize::new(0),
             bytes_max,
-            filled: Notify::new(),
+            left: Notify::new(),
             finished: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
@@ -46,40 +49,73 @@ impl Outgoing {
         self.queue.lock().expect("nobody panics with the lock held: encoding into a buffer can't fail")
     }
 
-    /// Appends what `encode` writes. What does not fit closes the connection: its receiver doesn't keep up.
-    pub(super) fn push(&self, encode: impl FnOnce(&mut BytesMut)) {
+    /// Appends what `encode` writes; [`Outgoing::flush`] sends it. What does not fit closes the connection: its
+    /// receiver doesn't keep up. Says whether nothing had waited before.
+    pub(super) fn push(&self, encode: impl FnOnce(&mut BytesMut)) -> bool {
         if self.is_closed() {
-            return;
+            return false;
         }
-        let added = {
+        let (before, after) = {
             let mut queue = self.lock();
             let before = queue.len();
             encode(&mut queue);
-            queue.len() - before
+            (before, queue.len())
         };
-        if self.waiting.fetch_add(added, Ordering::Relaxed) + added > self.bytes_max {
+        if after > self.bytes_max {
             self.close();
         }
-        self.filled.notify_one();
+        before == 0
     }
 
-    /// Bytes queued or being written.
+    /// Writes what waits, as much of it as the connection takes; the rest is the writer's.
+    pub(super) fn flush(&self) {
+        // The writer comes upon a failure too, and ends.
+        if !matches!(self.write_waiting(), Ok(true)) {
+            self.left.notify_one();
+        }
+    }
+
+    /// Whether all is written.
+    fn write_waiting(&self) -> io::Result<bool> {
+        let mut queue = self.lock();
+        while !queue.is_empty() {
+            match self.stream.try_write(&queue) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => queue.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if queue.capacity() > KEPT_BYTES_MAX {
+            *queue = BytesMut::new();
+        }
+        Ok(true)
+    }
+
+    /// Bytes queued.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.lock().len()
     }
 
     /// Nothing more will come: the writer ends when all is written.
     pub(super) fn finish(&self) {
         self.finished.store(true, Ordering::Release);
-        self.filled.notify_one();
+        self.left.notify_one();
     }
 
     /// Drops the connection; what waits is lost.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         *self.lock() = BytesMut::new();
-        self.filled.notify_one();
+        self.left.notify_one();
         self.closing.notify_one();
+    }
+
+    /// Ends the connection now, whoever still holds it.
+    pub(super) fn hang_up(&self) {
+        self.close();
+        let _ = SockRef::from(self.stream.as_ref()).shutdown(Shutdown::Both);
     }
 
     /// Whether [`Outgoing::close`] was called or the queue overflowed.
@@ -94,63 +130,76 @@ impl Outgoing {
         }
     }
 
-    /// Writes whatever is queued, all that waits in one go, until [`Outgoing::finish`] or [`Outgoing::close`].
-    /// For one writer.
+    /// Writes whatever is left, until [`Outgoing::finish`] or [`Outgoing::close`]. For one writer.
     ///
     /// # Errors
     /// The connection's.
-    pub(super) async fn write_to(&self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut writing = BytesMut::new();
-        loop {
-            if self.is_closed() {
-                return Ok(());
-            }
-            std::mem::swap(&mut writing, &mut *self.lock());
-            if writing.is_empty() {
-                if self.finished.load(Ordering::Acquire) {
-                    return writer.shutdown().await;
-                }
-                self.filled.notified().await;
-                continue;
-            }
-            while writing.has_remaining() {
-                let written = writer.write(&writing).await?;
-                if written == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                writing.advance(written);
-                self.waiting.fetch_sub(written, Ordering::Relaxed);
-                if self.is_closed() {
-                    return Ok(());
-                }
-            }
-            if writing.capacity() > KEPT_BYTES_MAX {
-                writing = BytesMut::new();
+    pub(super) async fn write(&self) -> io::Result<()> {
+        while !self.is_closed() {
+            if !self.write_waiting()? {
+                self.stream.writable().await?;
+            } else if self.finished.load(Ordering::Acquire) {
+                return SockRef::from(self.stream.as_ref()).shutdown(Shutdown::Write);
+            } else {
+                self.left.notified().await;
             }
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::sync::Arc;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// A queue, and the other end of its connection.
+    pub(in crate::server) async fn connected(bytes_max: usize) -> (Arc<Outgoing>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        (Arc::new(Outgoing::new(near.into_split().1, bytes_max)), far)
+    }
 
     #[tokio::test]
     async fn everything_is_written_before_the_end() {
-        let outgoing = Outgoing::new(1000);
-        outgoing.push(|buffer| buffer.extend_from_slice(b"one "));
-        outgoing.push(|buffer| buffer.extend_from_slice(b"two"));
+        let (outgoing, mut far) = connected(1000).await;
+        assert!(outgoing.push(|buffer| buffer.extend_from_slice(b"one ")));
+        assert!(!outgoing.push(|buffer| buffer.extend_from_slice(b"two")));
         outgoing.finish();
-        let mut written = Vec::new();
-        outgoing.write_to(&mut written).await.unwrap();
-        assert_eq!(written, b"one two");
+        outgoing.write().await.unwrap();
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"one two");
         assert_eq!(outgoing.waiting(), 0);
     }
 
     #[tokio::test]
+    async fn what_the_connection_does_not_take_at_once_follows_in_order() {
+        const BYTES: usize = 16 * 1024 * 1024;
+        let (outgoing, mut far) = connected(2 * BYTES).await;
+        let writer = tokio::spawn({
+            let outgoing = Arc::clone(&outgoing);
+            async move { outgoing.write().await }
+        });
+        let sent: Vec<u8> = (0..BYTES).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        for part in sent.chunks(100_000) {
+            outgoing.push(|buffer| buffer.extend_from_slice(part));
+            outgoing.flush();
+        }
+        assert!(outgoing.waiting() > 0, "the system has no buffer of {BYTES} bytes");
+        outgoing.finish();
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert!(read == sent);
+        writer.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_queue_that_overflows_closes_and_holds_nothing() {
-        let outgoing = Arc::new(Outgoing::new(100));
+        let (outgoing, _far) = connected(100).await;
         let waiter = tokio::spawn({
             let outgoing = Arc::clone(&outgoing);
             async move { outgoing.closed().await }
@@ -160,23 +209,33 @@ mod tests {
         }
         waiter.await.unwrap();
         assert!(outgoing.is_closed() && outgoing.lock().is_empty());
-        outgoing.write_to(&mut Vec::new()).await.unwrap();
+        outgoing.write().await.unwrap();
     }
 
     #[tokio::test]
     async fn a_receiver_that_stops_reading_is_dropped_while_a_write_is_under_way() {
-        let outgoing = Arc::new(Outgoing::new(4096));
-        let (mut near, _far) = tokio::io::duplex(16);
+        let (outgoing, _far) = connected(4096).await;
         let writer = tokio::spawn({
             let outgoing = Arc::clone(&outgoing);
             async move {
-                tokio::select! { _ = outgoing.write_to(&mut near) => (), () = outgoing.closed() => () }
+                tokio::select! { _ = outgoing.write() => (), () = outgoing.closed() => () }
             }
         });
         while !outgoing.is_closed() {
             outgoing.push(|buffer| buffer.extend_from_slice(&[0; 512]));
+            outgoing.flush();
             tokio::task::yield_now().await;
         }
         writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn hanging_up_ends_the_connection_for_the_other_end_too() {
+        let (outgoing, mut far) = connected(100).await;
+        outgoing.push(|buffer| buffer.extend_from_slice(b"lost"));
+        outgoing.hang_up();
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert!(read.is_empty() && outgoing.is_closed());
     }
 }

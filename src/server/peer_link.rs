@@ -137,15 +137,16 @@ async fn open_and_run(shell: &Shell, peer: ServerId, stream: TcpStream) -> Again
             return Again::After(RETRY);
         }
     }
-    let outgoing = Arc::new(Outgoing::new(OUTGOING_PEER_BYTES_MAX));
+    let outgoing = Arc::new(Outgoing::new(writing, OUTGOING_PEER_BYTES_MAX));
     shell.tell_peer(peer, PeerInput::OutgoingUp(Arc::clone(&outgoing))).await;
     let mut unexpected = [0; 1];
     tokio::select! {
-        _ = outgoing.write_to(&mut writing) => {}
+        _ = outgoing.write() => {}
         // The peer says nothing on this link: whatever can be read is its end.
         _ = reader.stream().read(&mut unexpected) => {}
         () = outgoing.closed() => {}
     }
+    outgoing.hang_up();
     shell.tell_peer(peer, PeerInput::OutgoingDown(outgoing)).await;
     Again::AtOnce
 }

@@ -60,7 +60,7 @@ impl PeerLinks {
         self.ups
     }
 
-    /// Queues a message; it is lost if there is no link.
+    /// Queues a message for [`Peers::flush`]; it is lost if there is no link.
     pub(super) fn send(&self, message: &PeerMessage) {
         if let Some(outgoing) = &self.outgoing {
             outgoing.push(|out| encode(out, message));
@@ -152,6 +152,11 @@ impl Peers {
         self.0.iter_mut().for_each(PeerLinks::reset);
     }
 
+    /// Sends what is queued.
+    pub(super) fn flush(&self) {
+        self.0.iter().filter_map(|links| links.outgoing.as_ref()).for_each(|outgoing| outgoing.flush());
+    }
+
     pub(super) fn is_flushed(&self) -> bool {
         self.0.iter().all(PeerLinks::is_flushed)
     }
@@ -160,20 +165,21 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::outgoing::tests::connected;
 
-    fn outgoing() -> Arc<Outgoing> {
-        Arc::new(Outgoing::new(1000))
+    async fn outgoing() -> Arc<Outgoing> {
+        connected(1000).await.0
     }
 
     fn token() -> CancellationToken {
         CancellationToken::new()
     }
 
-    #[test]
-    fn a_peer_that_dies_is_closed_once_whichever_direction_ends_first() {
+    #[tokio::test]
+    async fn a_peer_that_dies_is_closed_once_whichever_direction_ends_first() {
         for outgoing_first in [true, false] {
             let mut links = PeerLinks::default();
-            let out = outgoing();
+            let out = outgoing().await;
             let up = links.on_input(PeerInput::OutgoingUp(Arc::clone(&out)));
             assert_eq!(up, PeerNews::Link(LinkState::Up));
             assert_eq!(links.on_input(PeerInput::IncomingUp(1, token())), PeerNews::Nothing);
@@ -186,10 +192,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_new_incoming_link_takes_the_place_of_the_old_one_and_silences_it() {
+    #[tokio::test]
+    async fn a_new_incoming_link_takes_the_place_of_the_old_one_and_silences_it() {
         let mut links = PeerLinks::default();
-        links.on_input(PeerInput::OutgoingUp(outgoing()));
+        links.on_input(PeerInput::OutgoingUp(outgoing().await));
         let old = token();
         links.on_input(PeerInput::IncomingUp(1, old.clone()));
         links.on_input(PeerInput::IncomingUp(2, token()));
@@ -200,29 +206,29 @@ mod tests {
         assert_eq!(links.on_input(PeerInput::Message(2, late.clone())), PeerNews::Message(late));
     }
 
-    #[test]
-    fn a_link_is_up_again_when_the_direction_that_ended_is_back() {
+    #[tokio::test]
+    async fn a_link_is_up_again_when_the_direction_that_ended_is_back() {
         let mut links = PeerLinks::default();
-        links.on_input(PeerInput::OutgoingUp(outgoing()));
+        links.on_input(PeerInput::OutgoingUp(outgoing().await));
         links.on_input(PeerInput::IncomingUp(1, token()));
         assert_eq!(links.on_input(PeerInput::IncomingDown(1)), PeerNews::ClosedOneWay);
         assert_eq!(links.on_input(PeerInput::IncomingUp(2, token())), PeerNews::Link(LinkState::Up));
     }
 
-    #[test]
-    fn a_probe_from_before_the_link_came_up_is_void() {
+    #[tokio::test]
+    async fn a_probe_from_before_the_link_came_up_is_void() {
         let mut links = PeerLinks::default();
         let before = links.ups();
-        links.on_input(PeerInput::OutgoingUp(outgoing()));
+        links.on_input(PeerInput::OutgoingUp(outgoing().await));
         let refused = LinkState::Refused;
         assert_eq!(links.on_input(PeerInput::Probed(before, refused)), PeerNews::Nothing);
         assert_eq!(links.on_input(PeerInput::Probed(links.ups(), refused)), PeerNews::Link(refused));
     }
 
-    #[test]
-    fn a_reset_ends_both_directions() {
+    #[tokio::test]
+    async fn a_reset_ends_both_directions() {
         let mut links = PeerLinks::default();
-        let (out, incoming) = (outgoing(), token());
+        let (out, incoming) = (outgoing().await, token());
         links.on_input(PeerInput::OutgoingUp(Arc::clone(&out)));
         links.on_input(PeerInput::IncomingUp(1, incoming.clone()));
         links.reset();
