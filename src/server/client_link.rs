@@ -19,7 +19,6 @@ use crate::config::{
     FRAME_BEFORE_LOGIN_BYTES_MAX, FRAME_CLIENT_BYTES_MAX, IN_FLIGHT_MAX, OUTGOING_BYTES_MAX,
 };
 use crate::message::{ErrorCode, ErrorResponse, Push, Request, Response};
-use crate::replica::Event;
 use crate::types::{ClientId, ConnectionId};
 use crate::wire::client::{decode_request, encode_push, encode_response};
 use crate::wire::codec::{CodecError, Frame};
@@ -32,6 +31,8 @@ pub(super) const LOGIN_BEGUN_MAX: Duration = Duration::from_secs(60);
 /// system would cut off the error on its way.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// Most requests that go to the driver together.
+const ASKED_TOGETHER_MAX: usize = 256;
 
 /// A client as its link and the driver share it.
 #[derive(Debug)]
@@ -145,8 +146,14 @@ pub(super) async fn serve(
     if shell.clients.send(connected).await.is_err() {
         return;
     }
-    let link =
-        ClientLink { shell, client: &client, connection, connected_at: Instant::now(), login_begun: false };
+    let link = ClientLink {
+        shell,
+        client: &client,
+        connection,
+        connected_at: Instant::now(),
+        login_begun: false,
+        asked: Vec::new(),
+    };
     let writing = client.outgoing.write();
     tokio::pin!(writing);
     let end = tokio::select! {
@@ -185,6 +192,8 @@ struct ClientLink<'a> {
     connection: ConnectionId,
     connected_at: Instant,
     login_begun: bool,
+    /// Requests that came together, by number, and go to the driver together.
+    asked: Vec<(u32, Request)>,
 }
 
 impl ClientLink<'_> {
@@ -198,7 +207,13 @@ impl ClientLink<'_> {
                     }
                 }
                 Err(ReadEnd::Idle) if self.client.in_flight.load(Ordering::Acquire) > 0 => {}
-                Err(end) => return self.on_end(end).await,
+                Err(end) => {
+                    let served = self.forward().await;
+                    return if served { self.on_end(end).await } else { End::Dropped };
+                }
+            }
+            if !reader.has_next() && !self.forward().await {
+                return End::Dropped;
             }
             let client = self.client;
             next = reader.next(self.idle_until(), &|| client.frame_bytes_max()).await;
@@ -214,7 +229,7 @@ impl ClientLink<'_> {
         idle.min(self.connected_at + LOGIN_BEGUN_MAX)
     }
 
-    /// Forwards a request, or answers what can't be one. False if the server is ending.
+    /// Takes in a request, or answers what can't be one. False if the server is ending.
     async fn on_frame(&mut self, frame: &Frame) -> bool {
         let body = match decode_request(frame) {
             Ok(body) => body,
@@ -234,9 +249,8 @@ impl ClientLink<'_> {
         if answered {
             self.client.in_flight.fetch_add(1, Ordering::AcqRel);
         }
-        let event =
-            Event::Request { connection: self.connection, request: frame.request, body, unix_ms: unix_ms() };
-        if self.shell.clients.send(Input::Event(event)).await.is_err() {
+        self.asked.push((frame.request, body));
+        if (binds || self.asked.len() == ASKED_TOGETHER_MAX) && !self.forward().await {
             return false;
         }
         if binds {
@@ -244,6 +258,16 @@ impl ClientLink<'_> {
             self.client.all_answered().await;
         }
         true
+    }
+
+    /// Hands what was asked to the driver. False if the server is ending.
+    async fn forward(&mut self) -> bool {
+        if self.asked.is_empty() {
+            return true;
+        }
+        let asked = std::mem::take(&mut self.asked);
+        let input = Input::Requests { connection: self.connection, unix_ms: unix_ms(), asked };
+        self.shell.clients.send(input).await.is_ok()
     }
 
     /// Whatever ends the stream, its complete requests are still answered first.

@@ -19,14 +19,15 @@ use super::passwords::Passwords;
 use super::peer_link::probe;
 use super::peers::{PeerInput, PeerNews, Peers};
 use crate::config::ORDERLY_STOP_MAX;
+use crate::message::Request;
 use crate::replica::{Effect, Event, Exit, HashId, HashJob, Notice, Replica};
 use crate::types::{ConnectionId, ServerId};
 
 /// Events that may wait: from the disk, peers and password jobs. Whoever reports more waits.
 pub(super) const INNER_EVENTS_MAX: usize = 4096;
-/// Requests that may wait. Clients have a queue of their own, so that they can't delay heartbeats.
+/// Bundles of requests that may wait. Clients have a queue of their own, so that they can't delay heartbeats.
 pub(super) const CLIENT_EVENTS_MAX: usize = 2048;
-/// Most events of each kind that are taken in before timeouts are looked at again.
+/// After so many events, or requests, no more are taken in before timeouts are looked at again.
 const BATCH: usize = 256;
 /// Signals to stop that follow the first one so closely are the same wish.
 const SAME_WISH: Duration = Duration::from_millis(300);
@@ -37,6 +38,8 @@ const FLUSH_MAX: Duration = Duration::from_millis(300);
 pub(super) enum Input {
     /// Goes to the core as it is.
     Event(Event),
+    /// What a client asks, by request id: as it was read from its connection, at this time of the wall clock.
+    Requests { connection: ConnectionId, unix_ms: u64, asked: Vec<(u32, Request)> },
     /// A client has connected; its requests follow.
     Connected { connection: ConnectionId, client: Arc<Client> },
     /// A client's connection has ended.
@@ -165,6 +168,11 @@ impl Driver {
     fn on_input(&mut self, input: Input) {
         match input {
             Input::Event(event) => self.handle(event),
+            Input::Requests { connection, unix_ms, asked } => {
+                for (request, body) in asked {
+                    self.handle(Event::Request { connection, request, body, unix_ms });
+                }
+            }
             Input::Connected { connection, client } => {
                 self.clients.insert(connection, client);
             }
@@ -288,8 +296,10 @@ impl Driver {
 /// Takes what else is there already, so that one drain serves many.
 fn gather(inputs: &mut Inputs, batch: &mut Vec<Input>) {
     for queue in [&mut inputs.inner, &mut inputs.clients] {
-        for _ in 0..BATCH {
+        let mut taken = 0;
+        while taken < BATCH {
             let Ok(input) = queue.try_recv() else { break };
+            taken += if let Input::Requests { asked, .. } = &input { asked.len() } else { 1 };
             batch.push(input);
         }
     }

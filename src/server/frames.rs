@@ -67,6 +67,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         &self.buffer
     }
 
+    /// Whether [`FrameReader::next`] knows without waiting: another frame, or a broken one, is read already.
+    pub(super) fn has_next(&self) -> bool {
+        self.codec.is_decided(&self.buffer)
+    }
+
     /// The next frame, begun before `idle_until`. The longest frame allowed is asked for anew for each piece that
     /// arrives: a login may raise it meanwhile.
     pub(super) async fn next(
@@ -124,6 +129,22 @@ mod tests {
         }
         assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::EndOfStream)));
         writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_read_already_is_known_without_waiting() {
+        let bytes = [&PING[..], &PING[..], &PING[..6]].concat();
+        let mut reader = FrameReader::new(&bytes[..], 100);
+        assert!(!reader.has_next());
+        reader.next(soon(), &|| 100).await.unwrap();
+        assert!(reader.has_next());
+        reader.next(soon(), &|| 100).await.unwrap();
+        assert!(!reader.has_next());
+        let broken = [&PING[..], &[0, 0, 0, 0]].concat();
+        let mut reader = FrameReader::new(&broken[..], 100);
+        reader.next(soon(), &|| 100).await.unwrap();
+        assert!(reader.has_next());
+        assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::Codec(_))));
     }
 
     #[tokio::test]

@@ -76,6 +76,15 @@ impl FrameCodec {
         self.bytes_max = bytes_max;
     }
 
+    /// Whether the front of `source` is a whole frame, or can't become one.
+    #[must_use]
+    pub fn is_decided(&self, source: &[u8]) -> bool {
+        match self.frame_bytes(source) {
+            Ok(size) => size.is_some_and(|size| source.len() >= size),
+            Err(_) => true,
+        }
+    }
+
     /// The whole size of the frame at the front of `source`, its length checked; none if not even the length is there.
     fn frame_bytes(&self, source: &[u8]) -> Result<Option<usize>, CodecError> {
         if source.len() < LENGTH_BYTES {
