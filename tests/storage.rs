@@ -13,7 +13,7 @@ use lastword::message::{
 };
 use lastword::prng::Prng;
 use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with};
-use lastword::types::{LogIndex, ServerId, ViewNumber};
+use lastword::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 use log_model::{Known, LIVE, hard, read_all, servers, take_checkpoint, view};
 
 const SEGMENT_BYTES: u64 = 3000;
