@@ -5,10 +5,10 @@
 //! written with a leading `'`. The last field is the CRC-32 (IEEE) of the row's bytes before its comma, as eight
 //! lower-case hexadecimal digits.
 
+use std::cell::RefCell;
 use std::fmt::{Display, Write as _};
 use std::ops::Range;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
 use crate::types::RequestId;
 
@@ -241,9 +241,11 @@ fn hex(byte: u8) -> [u8; 2] {
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
-/// Reads rows with quotes. Making its tables takes much longer than copying them. Not the default: that one has no
-/// tables yet, and takes a whole row for one field.
-static READER: LazyLock<csv_core::Reader> = LazyLock::new(csv_core::Reader::new);
+thread_local! {
+    /// Reads rows with quotes. It is made once a thread: making its tables takes much longer than to read a row. Neither
+    /// the default nor a clone will do: those lack tables, and take a whole row for one field.
+    static READER: RefCell<csv_core::Reader> = RefCell::new(csv_core::Reader::new());
+}
 
 /// The fields of one row; reused from row to row so that reading allocates nothing.
 #[derive(Debug)]
@@ -252,21 +254,14 @@ pub struct Fields {
     text: String,
     /// Where each field stands in `text`.
     ranges: Vec<Range<usize>>,
-    /// For rows with quotes; made when the first one comes.
-    reader: Option<Box<csv_core::Reader>>,
+    /// For rows with quotes.
     unquoted: Vec<u8>,
     ends: Vec<usize>,
 }
 
 impl Default for Fields {
     fn default() -> Self {
-        Self {
-            text: String::new(),
-            ranges: Vec::new(),
-            reader: None,
-            unquoted: Vec::new(),
-            ends: vec![0; 16],
-        }
+        Self { text: String::new(), ranges: Vec::new(), unquoted: Vec::new(), ends: vec![0; 16] }
     }
 }
 
@@ -313,7 +308,15 @@ impl Fields {
     }
 
     fn parse_quoted(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
-        let reader = self.reader.get_or_insert_with(|| Box::new(READER.clone()));
+        READER.with_borrow_mut(|reader| self.parse_with(reader, row, expected))
+    }
+
+    fn parse_with(
+        &mut self,
+        reader: &mut csv_core::Reader,
+        row: &[u8],
+        expected: usize,
+    ) -> Result<(), RowError> {
         reader.reset();
         if self.unquoted.len() < row.len() + 1 {
             self.unquoted.resize(row.len() + 1, 0);
