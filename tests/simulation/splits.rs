@@ -421,6 +421,41 @@ fn after_a_while_a_cold_start_goes_on_without_the_last_to_fail_and_its_return_br
     }
 }
 
+/// V1: it has the rows of a view that it has neither promised nor installed, and its own is a later one all the same.
+#[test]
+fn a_cold_start_on_rows_that_were_only_learnt_begins_a_view_above_theirs() {
+    const WAIT: Duration = Duration::from_secs(5);
+    let [late, second, third] = [0, 1, 2];
+    for seed in 0..6 {
+        let mut world = world_of_three_with(seed, Swarm { cold_wait: Some(WAIT), ..Swarm::calm() });
+        let mut sent = vec![Vec::new(); 3];
+        for at in [late, second] {
+            world.crash(at, Death::Kill);
+            await_dropped(&mut world, at);
+        }
+        send_around(&mut world, &[ALICE, BOB, CAROL], "while it was down", &mut sent);
+        // The leader gives its log, and can't begin the view that would take the learner in.
+        world.servers[third].disk_stuck_until = world.now + SOON;
+        world.start(late);
+        let last = installed_view(&world, third).number;
+        let has_all = |world: &mut World| {
+            let status = |at: usize| {
+                let server = &world.servers[at];
+                server.replica().expect("it runs").status(server.clock.monotonic(world.now))
+            };
+            status(late).synced == status(third).last
+        };
+        assert!(world.run_until(SOON, has_all), "seed {seed}: {}", describe(&world));
+        world.crash(late, Death::Kill);
+        world.crash(third, Death::Kill);
+        world.start(late);
+        await_serving(&mut world, &[late]);
+        assert!(installed_view(&world, late).number > last, "seed {seed}: {}", describe(&world));
+        send_around(&mut world, &[ALICE, BOB, CAROL], "alone", &mut sent);
+        check_all(&mut world, &sent);
+    }
+}
+
 /// Its requests go on being numbered, so that the winner knows a later one than those that it has not seen (R4).
 #[test]
 fn a_client_that_goes_from_side_to_side_loses_nothing() {
