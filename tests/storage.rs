@@ -438,6 +438,24 @@ fn two_generations_of_checkpoints_stay_and_the_older_one_stands_in_for_a_damaged
 }
 
 #[test]
+fn a_view_whose_first_row_has_rotted_begins_where_the_checkpoint_says() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 5);
+    append(&mut opened, &mut known, 2, 5);
+    opened.log.write(&Write::Commit(LogIndex(10))).unwrap();
+    opened.log.sync().unwrap();
+    let last = opened.log.last();
+    take_checkpoint(&mut opened, &known, position_at(&known, last, LogIndex(8))).unwrap();
+    let (before, first) = (&known.history(last)[4], &known.history(last)[5]);
+    rot_row_with(&disk, &first.bytes);
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.gaps, [(before.position(), first.index)]);
+    assert_eq!(opened.recovered.views, known.views(last));
+}
+
+#[test]
 fn a_log_that_was_cut_in_front_survives_damage_to_its_anchor() {
     let mut known = Known::default();
     let (disk, mut opened) = fresh(1);
