@@ -474,30 +474,53 @@ fn a_client_that_goes_from_side_to_side_loses_nothing() {
     }
 }
 
+/// Whether the hard state that this server wrote last has promised something since the installed view.
+fn has_promised(world: &World, at: usize) -> bool {
+    const PROMISED: &[u8] = b" outstanding=";
+    let log = world.servers[at].disk.bytes("server_log.csv").expect("it has a log");
+    let last = log.windows(PROMISED.len()).rposition(|window| window == PROMISED);
+    last.is_some_and(|at| log[at + PROMISED.len()] != b' ')
+}
+
+/// V3, V5: neither for the log of its own view, which is gone, nor for what may have come of its own proposals.
 #[test]
 fn who_follows_an_earlier_view_than_its_own_is_not_waited_for_on_behalf_of_that() {
-    for seed in 0..6 {
+    let mut followed = 0;
+    for seed in 0..16 {
         let mut world = world_of_three(seed);
         let mut sent = vec![Vec::new(); 3];
         split(&mut world, &[&[0, 1], &[2]]);
         (ALICE..=CAROL).for_each(|client| pin(&mut world, client, client));
         await_serving(&mut world, &[0, 2]);
         send_around(&mut world, &[ALICE, CAROL], "apart", &mut sent);
-        assert!(installed_view(&world, 2).number > installed_view(&world, 0).number);
-        // It can't lead when the others meet it, so it follows them, and moves its rows aside.
+        for _ in 0..2 {
+            // With each start it leads a later view.
+            world.crash(2, Death::Kill);
+            world.start(2);
+            await_serving(&mut world, &[2]);
+        }
+        let own = installed_view(&world, 2).number;
+        // It is stopped where it has only promised itself the next one, and can't lead when the others meet it.
         world.crash(2, Death::Kill);
-        heal_paths(&mut world);
         world.start(2);
+        assert!(world.run_until(LATER, |world| has_promised(world, 2)), "{}", describe(&world));
+        world.crash(2, Death::Kill);
+        world.start(2);
+        world.run_for(Duration::from_millis(600));
+        world.crash(1, Death::Kill);
+        let alone = |world: &mut World| serves(world, 0) && installed_view(world, 0).members.len() == 1;
+        assert!(world.run_until(LATER, alone), "{}", describe(&world));
+        heal_paths(&mut world);
+        // Before the one that leads has time to begin a view later than all that it hears of.
+        world.connect_to_all(0);
+        world.connect_to_all(2);
         let moved = |world: &mut World| {
             let files = world.servers[2].disk.files();
             files.iter().any(|file| file.starts_with("diverged-"))
         };
-        assert!(world.run_until(LATER, moved), "{}", describe(&world));
+        followed += u32::from(world.run_until(SOON, moved) && installed_view(&world, 0).number < own);
         world.crash(0, Death::Kill);
-        await_serving(&mut world, &[1]);
-        world.start(0);
-        await_healed(&mut world);
-        check_mailboxes(&mut world, &sent);
-        check_disks(&mut world);
+        check_all(&mut world, &sent);
     }
+    assert!(followed > 3, "hardly ever was the earlier view followed: {followed}");
 }
