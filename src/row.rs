@@ -10,6 +10,8 @@ use std::fmt::{Display, Write as _};
 use std::ops::Range;
 use std::str::FromStr;
 
+use memchr::{memchr_iter, memchr2, memchr3};
+
 use crate::types::RequestId;
 
 /// How many bytes the checksum takes at the end of a row, its comma included and its newline not.
@@ -131,14 +133,14 @@ impl RowWriter {
         self.separate();
         let bytes = text.as_bytes();
         let guard = matches!(bytes.first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\''));
-        let quote = bytes.iter().any(|b| matches!(b, b',' | b'"'));
+        let quote = memchr2(b',', b'"', bytes).is_some();
         if quote {
             self.buffer.push(b'"');
         }
         if guard {
             self.buffer.push(b'\'');
         }
-        if bytes.iter().any(|b| matches!(b, b'"' | b'\\' | b'\n' | b'\r')) {
+        if memchr2(b'"', b'\\', bytes).is_some() || memchr2(b'\n', b'\r', bytes).is_some() {
             self.push_escaped(bytes);
         } else {
             self.buffer.extend_from_slice(bytes);
@@ -279,9 +281,7 @@ impl Fields {
     pub fn parse(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
         self.text.clear();
         self.ranges.clear();
-        // Without `any`, which would stop early, this becomes a few instructions for many bytes.
-        let special = row.iter().fold(false, |found, b| found | matches!(b, b'"' | b'\r' | b'\n'));
-        if special || row.is_empty() {
+        if row.is_empty() || memchr3(b'"', b'\r', b'\n', row).is_some() {
             self.parse_quoted(row, expected)
         } else {
             self.parse_plain(row, expected)
@@ -291,7 +291,7 @@ impl Fields {
     /// Most rows have no quotes: their fields stand between the commas.
     fn parse_plain(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
         let mut start = 0;
-        for (at, _) in row.iter().enumerate().filter(|(_, b)| **b == b',') {
+        for at in memchr_iter(b',', row) {
             self.ranges.push(start..at);
             start = at + 1;
         }

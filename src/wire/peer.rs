@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use memchr::memchr2;
 
 use super::codec::{Frame, write_frame};
 use super::field::{DecodeError, Reader, VIEW_BYTES, put_bytes, put_list, put_long_list, put_view};
@@ -405,7 +406,7 @@ fn read_each_row(
         number += 1;
         let bytes = r.bytes("entry")?;
         let offset = r.offset() - bytes.len();
-        if let Some(at) = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        if let Some(at) = memchr2(b'\n', b'\r', &bytes) {
             return Err(DecodeError::LineBreak { number, offset: offset + at });
         }
         read(number, offset, bytes, &mut fields).map(Arc::new)
