@@ -46,13 +46,42 @@ struct Connection {
 
 #[derive(Debug)]
 struct InFlight {
-    waiters: Vec<(ConnectionId, u32)>,
+    waiters: Waiters,
     /// For a register or a login: only who knows the token may wait for it.
     token: Option<TokenHash>,
     /// It is in the log, so it may be executed although this server stops leading.
     logged: bool,
     /// It is there because it was proposed again (R3): no client has asked for it here.
     rebased: bool,
+}
+
+/// The connections that wait for one command, each with its request's number: hardly ever more than one.
+#[derive(Debug, Default)]
+struct Waiters {
+    first: Option<(ConnectionId, u32)>,
+    others: Vec<(ConnectionId, u32)>,
+}
+
+impl Waiters {
+    fn add(&mut self, connection: ConnectionId, request: u32) {
+        match self.first {
+            None => self.first = Some((connection, request)),
+            Some(_) => self.others.push((connection, request)),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(ConnectionId, u32)> {
+        self.first.iter().chain(&self.others)
+    }
+}
+
+impl IntoIterator for Waiters {
+    type Item = (ConnectionId, u32);
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Self::Item>, std::vec::IntoIter<Self::Item>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.others)
+    }
 }
 
 /// A command that waits for a password job.
@@ -564,7 +593,7 @@ impl Replica {
         let Call { connection, request, .. } = *call;
         if let Some(flight) = self.requests.in_flight.get_mut(&id) {
             if flight.token == token {
-                flight.waiters.push((connection, request));
+                flight.waiters.add(connection, request);
             } else {
                 self.fail(connection, request, expired());
             }
@@ -608,7 +637,7 @@ impl Replica {
     }
 
     fn fly(&mut self, call: &Call, id: RequestId, token: Option<TokenHash>) {
-        let waiters = vec![(call.connection, call.request)];
+        let waiters = Waiters { first: Some((call.connection, call.request)), others: Vec::new() };
         self.requests.in_flight.insert(id, InFlight { waiters, token, logged: false, rebased: false });
     }
 
@@ -619,7 +648,7 @@ impl Replica {
             Command::Register { token, .. } | Command::Login { token, .. } => Some(*token),
             _ => None,
         };
-        let flight = || InFlight { waiters: Vec::new(), token, logged: true, rebased: true };
+        let flight = || InFlight { waiters: Waiters::default(), token, logged: true, rebased: true };
         self.requests.in_flight.entry(command.request).or_insert_with(flight);
     }
 
@@ -636,8 +665,8 @@ impl Replica {
         }
     }
 
-    fn land(&mut self, id: RequestId) -> Vec<(ConnectionId, u32)> {
-        self.requests.in_flight.remove(&id).map_or_else(Vec::new, |flight| flight.waiters)
+    fn land(&mut self, id: RequestId) -> Waiters {
+        self.requests.in_flight.remove(&id).map(|flight| flight.waiters).unwrap_or_default()
     }
 
     /// Appends a command's entry, unless nothing may be written now.
