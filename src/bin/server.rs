@@ -163,7 +163,9 @@ fn start(first_role: FirstRole, serve: Serve) -> i32 {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::Refused(format!("starting the event loop failed: {error}"))),
     };
-    match runtime.block_on(serve_until_stopped(options, listen)) {
+    // As a task among the others: it is woken without a system call, and runs when all that was ready has been read.
+    let serving = runtime.block_on(async { tokio::spawn(serve_until_stopped(options, listen)).await });
+    match serving.expect("serving neither panics nor is cancelled") {
         Ok(()) => {
             info!("stopped");
             EXIT_STOPPED

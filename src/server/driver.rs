@@ -282,7 +282,7 @@ impl Driver {
     }
 
     /// Gives what was said last a moment to get out.
-    async fn flush(&self) {
+    async fn flush(&mut self) {
         self.clients.values().for_each(|client| client.finish());
         let until = TokioInstant::now() + FLUSH_MAX;
         while TokioInstant::now() < until
