@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -176,9 +175,8 @@ pub(super) async fn serve(
 
 /// Reads what a client still sends, so that closing doesn't reset the connection under what was said last.
 pub(super) async fn throw_away(reader: &mut FrameReader<OwnedReadHalf>) {
-    let mut rest = [0; 4096];
     let mut left = LINGER_BYTES_MAX;
-    while let Ok(read) = reader.stream().read(&mut rest).await {
+    while let Ok(read) = reader.skip().await {
         left = left.saturating_sub(read);
         if read == 0 || left == 0 {
             return;

@@ -1,10 +1,14 @@
 //! Reads frames from a connection, with the limits of `protocol.md` on their length and on the time they take.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::codec::Decoder as _;
 
@@ -13,6 +17,11 @@ use crate::wire::codec::{CodecError, Frame, FrameCodec};
 /// A frame that was begun must be whole within this time.
 pub(super) const FRAME_BEGUN_MAX: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    /// Where what comes first is read to, on all connections: most of them are idle, and hold no buffer meanwhile.
+    static FRESH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
 
 /// Why no frame can be read any more.
 #[derive(Debug)]
@@ -72,6 +81,30 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.codec.is_decided(&self.buffer)
     }
 
+    /// Reads something and forgets it; gives how many bytes, none at the end of the stream.
+    pub(super) async fn skip(&mut self) -> io::Result<usize> {
+        self.buffer.clear();
+        self.read().await
+    }
+
+    async fn read(&mut self) -> io::Result<usize> {
+        let Self { stream, buffer, .. } = self;
+        if !buffer.is_empty() {
+            buffer.reserve(READ_BYTES);
+            return stream.read_buf(buffer).await;
+        }
+        *buffer = BytesMut::new();
+        poll_fn(|context| {
+            FRESH.with_borrow_mut(|fresh| {
+                let mut fresh = ReadBuf::new(fresh);
+                ready!(Pin::new(&mut *stream).poll_read(context, &mut fresh))?;
+                buffer.extend_from_slice(fresh.filled());
+                Poll::Ready(Ok(fresh.filled().len()))
+            })
+        })
+        .await
+    }
+
     /// The next frame, begun before `idle_until`. The longest frame allowed is asked for anew for each piece that
     /// arrives: a login may raise it meanwhile.
     pub(super) async fn next(
@@ -90,8 +123,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             } else {
                 (*self.whole_by.get_or_insert_with(|| Instant::now() + self.whole_within), ReadEnd::Stuck)
             };
-            self.buffer.reserve(READ_BYTES);
-            match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
+            match timeout_at(deadline, self.read()).await {
                 Err(_) => return Err(late),
                 Ok(Err(error)) => return Err(ReadEnd::Failed(error)),
                 Ok(Ok(0)) if self.buffer.is_empty() => return Err(ReadEnd::EndOfStream),

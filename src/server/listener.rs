@@ -59,8 +59,11 @@ async fn accept_all(shell: &Arc<Shell>, listener: &TcpListener) {
         match listener.accept().await {
             Ok((stream, address)) => {
                 failing = false;
-                let (shell, ended) = (Arc::clone(shell), shell.ended.clone());
-                tokio::spawn(ended.run_until_cancelled_owned(serve(shell, stream, address)));
+                let shell = Arc::clone(shell);
+                // Not by `run_until_cancelled_owned`, which has room for the task three times.
+                tokio::spawn(async move {
+                    tokio::select! { () = serve(&shell, stream, address) => {}, () = shell.ended.cancelled() => {} }
+                });
             }
             Err(error) => {
                 if !failing {
@@ -73,7 +76,7 @@ async fn accept_all(shell: &Arc<Shell>, listener: &TcpListener) {
     }
 }
 
-async fn serve(shell: Arc<Shell>, stream: TcpStream, address: SocketAddr) {
+async fn serve(shell: &Arc<Shell>, stream: TcpStream, address: SocketAddr) {
     let place = Place::take(&shell.open_connections);
     let crowded = place.number >= shell.connections_max;
     // Replies are written in one go: waiting for more of them only delays.
@@ -81,7 +84,7 @@ async fn serve(shell: Arc<Shell>, stream: TcpStream, address: SocketAddr) {
     let (reading, mut writing) = stream.into_split();
     let mut reader = FrameReader::new(reading, FRAME_BEFORE_LOGIN_BYTES_MAX);
     if place.number >= shell.connections_max + WAITING_ROOM {
-        return turn_away(&shell, &mut reader, &mut writing).await;
+        return turn_away(shell, &mut reader, &mut writing).await;
     }
     let first = first_frame(&mut reader, address, crowded).await;
     if let Some(line) = not_a_frame(&reader, &first) {
@@ -89,11 +92,11 @@ async fn serve(shell: Arc<Shell>, stream: TcpStream, address: SocketAddr) {
     }
     match first {
         Ok(hello) if is_peer(&hello) => {
-            peer_link::accept(&shell, reader, writing, hello, address).await;
+            peer_link::accept(shell, reader, writing, hello, address).await;
         }
-        _ if crowded => turn_away(&shell, &mut reader, &mut writing).await,
+        _ if crowded => turn_away(shell, &mut reader, &mut writing).await,
         Err(ReadEnd::EndOfStream | ReadEnd::Idle | ReadEnd::Failed(_)) => {}
-        first => client_link::serve(&shell, reader, writing, first, address).await,
+        first => client_link::serve(shell, reader, writing, first, address).await,
     }
 }
 
