@@ -15,6 +15,7 @@ use lastword::config::{
 };
 use lastword::message::{ErrorCode, Request, Response};
 use lastword::prng::Prng;
+use lastword::server::limits::FILES_RESERVED;
 use lastword::wire::client::encode_request;
 use lastword::wire::opcode;
 use support::{Client, Cluster, PASSWORD, Person, Server, login, register, send, wait_for};
@@ -46,6 +47,44 @@ fn error_of(client: &mut Client) -> (u32, ErrorCode, String) {
 
 fn assert_open(client: &mut Client) {
     assert_eq!(client.ask(&Request::Ping).expect("the connection is open"), Response::Pong);
+}
+
+#[test]
+fn a_full_server_refuses_one_more_in_words_and_goes_on_and_its_peers_take_no_place() {
+    const PLACES: usize = 20;
+    let mut cluster = Cluster::new(3);
+    for at in 0..3 {
+        cluster.servers[at] = Some(Server::spawn_with_files(&cluster.arguments(at), FILES_RESERVED + PLACES));
+    }
+    cluster.wait_ready();
+    cluster.wait_members(3);
+    let warning =
+        format!("this server takes {PLACES} connections instead of 10000 (raise it with `ulimit -n 10128`)");
+    assert!(cluster.server(0).err.contains(&warning), "{}", cluster.server(0).err.text());
+    // Connections that have ended give their places back in a moment: until then one more is told to wait.
+    let enter = || {
+        let mut client = Client::connect(cluster.ports[0]).unwrap();
+        match client.ask_as(0, &Request::Ping).expect("an answer in words") {
+            Response::Pong => Some(client),
+            Response::Error(error) => {
+                assert_eq!((error.code, error.maybe_executed), (ErrorCode::Busy, false));
+                assert!(
+                    error.text.contains(&format!("has {PLACES} connections, its limit")),
+                    "{}",
+                    error.text
+                );
+                assert!(client.rest().is_empty(), "then the connection closes");
+                None
+            }
+            other => panic!("expected a pong or an error, found {other:?}"),
+        }
+    };
+    let mut inside: Vec<Client> = (0..PLACES).map(|_| wait_for("a client gets in", enter)).collect();
+    assert!(enter().is_none(), "more got in than have a place");
+    inside.iter_mut().for_each(assert_open);
+    inside.pop();
+    inside.push(wait_for("the next one gets the place", enter));
+    inside.iter_mut().for_each(assert_open);
 }
 
 #[test]

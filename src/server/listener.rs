@@ -29,8 +29,8 @@ const WAITING_ROOM_TIME: Duration = Duration::from_secs(1);
 /// After a failed accept, most likely for want of file descriptors, nothing is accepted for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// One of the connections that are open; counts itself.
-struct Place<'a> {
+/// One of the connections that are open; counts itself. A proven peer gives it back: the limit is one of clients.
+pub(super) struct Place<'a> {
     open: &'a AtomicUsize,
     number: usize,
 }
@@ -92,7 +92,7 @@ async fn serve(shell: &Arc<Shell>, stream: TcpStream, address: SocketAddr) {
     }
     match first {
         Ok(hello) if is_peer(&hello) => {
-            peer_link::accept(shell, reader, writing, hello, address).await;
+            peer_link::accept(shell, reader, writing, hello, address, place).await;
         }
         _ if crowded => turn_away(shell, &mut reader, &mut writing).await,
         Err(ReadEnd::EndOfStream | ReadEnd::Idle | ReadEnd::Failed(_)) => {}

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::Shell;
 use super::driver::Input;
 use super::frames::{FrameReader, ReadEnd};
+use super::listener::Place;
 use super::outgoing::Outgoing;
 use super::peers::PeerInput;
 use crate::config::{FRAME_BEFORE_LOGIN_BYTES_MAX, FRAME_PEER_BYTES_MAX, SUSPICION};
@@ -207,6 +208,7 @@ pub(super) async fn accept(
     mut writing: OwnedWriteHalf,
     hello: Frame,
     address: SocketAddr,
+    place: Place<'_>,
 ) {
     set_user_timeout(reader.stream().as_ref());
     let accepted = timeout(SUSPICION, answer(shell, &mut reader, &mut writing, &hello)).await;
@@ -225,6 +227,7 @@ pub(super) async fn accept(
         }
         Ok(Err((_, Failure::Connection))) | Err(_) => return,
     };
+    drop(place);
     receive(shell, &mut reader, peer).await;
 }
 

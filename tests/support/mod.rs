@@ -98,9 +98,17 @@ impl Server {
     }
 
     pub fn spawn_in(arguments: &[String], directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
-            .args(arguments)
-            .current_dir(directory)
+        Self::run(Command::new(env!("CARGO_BIN_EXE_server")).args(arguments).current_dir(directory))
+    }
+
+    /// A server that may have so many files open.
+    pub fn spawn_with_files(arguments: &[String], files: usize) -> Self {
+        let line = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        Self::run(Command::new("sh").args(["-c", &line, env!("CARGO_BIN_EXE_server")]).args(arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
