@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use lastword::config::CONNECTIONS_MAX;
 use lastword::replica::FirstRole;
 use lastword::server::cluster::{ClusterError, find_self, find_servers, split_address};
 use lastword::server::key::{KEY_FILE, create};
 use lastword::server::{Failure, Options, PREDECESSOR_ENDS, limits, run};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -220,13 +221,22 @@ fn warn_of_listening(listen: IpAddr, own_address: &str) {
 async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
     let given_up = tokio::time::Instant::now() + PREDECESSOR_ENDS;
     loop {
-        match TcpListener::bind(listen).await {
+        match listen_on(listen) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && tokio::time::Instant::now() < given_up => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             bound => return bound,
         }
     }
+}
+
+/// When a primary has died, all its clients come at once: none of them is to wait for a second because the system's queue
+/// was full, and dropped its first packet. The system cuts the length to what it allows (`net.core.somaxconn`).
+fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(u32::try_from(CONNECTIONS_MAX).expect("it is a few thousand"))
 }
 
 async fn serve_until_stopped(options: Options, listen: SocketAddr) -> Result<(), Failure> {
