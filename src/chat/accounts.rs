@@ -1,11 +1,14 @@
 //! Accounts, their names, and the short handles that messages name them by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::Account;
 use super::command::DELETED_NAME;
 use super::table::SnapshotTable;
 use crate::types::{AccountId, LogIndex, RequestId};
+
+/// An empty mailbox keeps space for so many messages.
+const WAITING_KEPT_MAX: usize = 64;
 
 /// A short name for an account within this process. Which number an account has differs between servers and so never
 /// leaves the state.
@@ -34,15 +37,15 @@ struct Slot {
     live: bool,
     /// How often messages name it: as sender and as recipient.
     mentions: u64,
-    /// How many messages wait for it.
-    waiting: u64,
+    /// The orders of the messages that wait for it, ascending.
+    waiting: VecDeque<u64>,
 }
 
-/// How many messages name an account, and how many wait for it, counted afresh for a check.
+/// How often messages name an account, and which wait for it, found afresh for a check.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) mentions: BTreeMap<Handle, u64>,
-    pub(super) waiting: BTreeMap<Handle, u64>,
+    pub(super) waiting: BTreeMap<Handle, VecDeque<u64>>,
 }
 
 /// All accounts.
@@ -114,7 +117,13 @@ impl Directory {
 
     /// How many messages wait for an account.
     pub(super) fn waiting(&self, handle: Handle) -> u64 {
-        self.slot(handle).waiting
+        self.slot(handle).waiting.len() as u64
+    }
+
+    /// The orders of what waits for an account, above `after`, oldest first.
+    pub(super) fn waiting_after(&self, handle: Handle, after: u64) -> impl Iterator<Item = u64> {
+        let waiting = &self.slot(handle).waiting;
+        waiting.range(waiting.partition_point(|order| *order <= after)..).copied()
     }
 
     /// Roughly how many bytes the accounts take in a checkpoint.
@@ -126,7 +135,7 @@ impl Directory {
     /// checkpoint under way has yet to write rows that name what they stood for.
     pub(super) fn add(&mut self, id: AccountId, account: Account, reuse: bool) {
         assert!(!self.knows(id), "account {id} is added twice");
-        let handle = self.allocate(Slot { id, live: true, mentions: 0, waiting: 0 }, reuse);
+        let handle = self.allocate(Slot { id, live: true, mentions: 0, waiting: VecDeque::new() }, reuse);
         self.bytes += row_bytes(&account);
         let earlier = self.names.insert(account.name.to_ascii_lowercase().into(), id);
         assert_eq!(earlier, None, "the name {:?} is given twice", account.name);
@@ -139,7 +148,7 @@ impl Directory {
         if let Some(handle) = self.known_handle(id) {
             return handle;
         }
-        let handle = self.allocate(Slot { id, live: false, mentions: 0, waiting: 0 }, reuse);
+        let handle = self.allocate(Slot { id, live: false, mentions: 0, waiting: VecDeque::new() }, reuse);
         self.deleted.insert(id, handle);
         handle
     }
@@ -159,7 +168,7 @@ impl Directory {
         self.bytes -= row_bytes(&row.account);
         self.names.remove(row.account.name.to_ascii_lowercase().as_str());
         let slot = self.slot_mut(row.handle);
-        assert_eq!(slot.waiting, 0, "messages wait for the deleted account {id}");
+        assert!(slot.waiting.is_empty(), "messages wait for the deleted account {id}");
         slot.live = false;
         if slot.mentions == 0 {
             self.released.push(row.handle);
@@ -218,14 +227,21 @@ impl Directory {
         }
     }
 
-    /// Counts a message that waits for the account.
-    pub(super) fn count_waiting(&mut self, handle: Handle) {
-        self.slot_mut(handle).waiting += 1;
+    /// A message waits for the account, later in the order than all others that do.
+    pub(super) fn wait(&mut self, handle: Handle, order: u64) {
+        let waiting = &mut self.slot_mut(handle).waiting;
+        assert!(waiting.back().is_none_or(|last| *last < order), "what waits is added in order");
+        waiting.push_back(order);
     }
 
-    /// A message no longer waits for the account.
-    pub(super) fn uncount_waiting(&mut self, handle: Handle) {
-        self.slot_mut(handle).waiting -= 1;
+    /// A message no longer waits for the account. Nearly always it is among the oldest.
+    pub(super) fn end_wait(&mut self, handle: Handle, order: u64) {
+        let waiting = &mut self.slot_mut(handle).waiting;
+        let at = waiting.binary_search(&order).expect("only what waits ends to wait");
+        waiting.remove(at);
+        if waiting.is_empty() && waiting.capacity() > WAITING_KEPT_MAX {
+            *waiting = VecDeque::new();
+        }
     }
 
     /// Compares what is kept in several places.
@@ -258,11 +274,13 @@ impl Directory {
         if self.slots.len() != self.accounts.len() + self.deleted.len() + self.released.len() {
             return Err(format!("{} handles, {} released", self.slots.len(), self.released.len()));
         }
+        let none = VecDeque::new();
         for (at, slot) in self.slots.iter().enumerate() {
             let handle = Handle(u32::try_from(at + 1).expect("there are fewer handles"));
-            let counted = |counts: &BTreeMap<Handle, u64>| counts.get(&handle).copied().unwrap_or(0);
-            if slot.mentions != counted(mentions) || slot.waiting != counted(waiting) {
-                return Err(format!("{slot:?} is named {} times", counted(mentions)));
+            let named = mentions.get(&handle).copied().unwrap_or(0);
+            let waiting = waiting.get(&handle).unwrap_or(&none);
+            if slot.mentions != named || slot.waiting != *waiting {
+                return Err(format!("{slot:?} is named {named} times, and {waiting:?} wait"));
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::accounts::Handle;
 use super::command::{ClientCommand, Command, Operation, Outcome, Refusal, Reply, TokenHash};
 use super::mailboxes::Message;
 use super::{Account, Known, Session, State};
@@ -53,28 +54,29 @@ impl State {
         // Of a register only: any other command needs a session, and that knows.
         let again = matches!(entered.command, Command::Register { .. }) && self.applied.has(*request);
         self.applied.insert(*request);
-        let session = self.sessions.session(request.client).filter(|session| session.account == *account);
-        match session.map(|session| self.sessions.known_in(session, *request)) {
+        let session = self.sessions.row(request.client).filter(|row| row.session.account == *account);
+        match session.map(|row| self.sessions.known_in(row, *request)) {
             Some(Known::Applied(reply)) => return reply,
             Some(Known::Forgotten) => return Reply::Refused(Refusal::SessionExpired),
             Some(Known::New) | None => {}
         }
-        let has_session = session.is_some();
-        if again && !has_session {
+        let actor = session.map(|row| row.handle);
+        if again && actor.is_none() {
             // N2: the account that it created may be gone, and its session with it; a retry does not create it again.
             return Reply::Refused(Refusal::SessionExpired);
         }
-        let reply = self.carry_out(stamp, entered, has_session, outcome).unwrap_or_else(Reply::Refused);
+        let reply = self.carry_out(stamp, entered, actor, outcome).unwrap_or_else(Reply::Refused);
         let active = Some(LogIndex(stamp.order));
         self.sessions.maybe_record(*request, *account, entered.acknowledged, stamp.unix_ms, active, &reply);
         reply
     }
 
+    /// Does what a command asks. `actor`: the account, if the client has a session of it.
     fn carry_out(
         &mut self,
         stamp: Stamp,
         entered: &ClientCommand,
-        has_session: bool,
+        actor: Option<Handle>,
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
         let (request, account) = (entered.request, entered.account);
@@ -87,9 +89,7 @@ impl State {
             }
             _ => {}
         }
-        if !has_session {
-            return Err(Refusal::SessionExpired);
-        }
+        let actor = actor.ok_or(Refusal::SessionExpired)?;
         match &entered.command {
             Command::Register { .. } | Command::Login { .. } => unreachable!("they are dealt with above"),
             Command::Logout { everywhere } => {
@@ -108,7 +108,7 @@ impl State {
                 self.end_sessions(account, Some(request.client), outcome);
                 Ok(Reply::PasswordChanged)
             }
-            Command::Send { to, text } => self.send(stamp, request, account, *to, text, outcome),
+            Command::Send { to, text } => self.send(stamp, request, actor, *to, text, outcome),
             Command::Acknowledge { messages } => Ok(self.acknowledge(account, messages)),
             Command::Delete { messages } => self.delete_messages(account, messages),
         }
@@ -213,24 +213,22 @@ impl State {
         &mut self,
         stamp: Stamp,
         request: RequestId,
-        sender: AccountId,
+        from: Handle,
         recipient: AccountId,
         text: &str,
         outcome: &mut Outcome,
     ) -> Result<Reply, Refusal> {
-        let from = self.directory.handle(sender).ok_or(Refusal::SessionExpired)?;
         let to = self.directory.handle(recipient).ok_or(Refusal::NoSuchAccount)?;
         if self.directory.waiting(to) >= MAILBOX_MESSAGES_MAX as u64 {
             return Err(Refusal::MailboxFull);
         }
         let id = MessageId(request);
-        // Only a client that gave a number of an earlier session to another message gets here: what was sent under
-        // this id can't be told from what is sent now, so "sent" would be a lie.
-        if self.mailboxes.order(id).is_some() {
+        let message = Message { id, from, to, unix_ms: stamp.unix_ms, late: false, text: text.into() };
+        if !self.mailboxes.maybe_add(&mut self.directory, stamp.order, message, false) {
+            // Only a client that gave a number of an earlier session to another message gets here: what was sent under
+            // this id can't be told from what is sent now, so "sent" would be a lie.
             return Err(Refusal::ClientIdTaken);
         }
-        let message = Message { id, from, to, unix_ms: stamp.unix_ms, late: false, text: text.into() };
-        self.mailboxes.add(&mut self.directory, stamp.order, message, false);
         outcome.queued = Some((recipient, id));
         Ok(Reply::Sent { message: id, unix_ms: stamp.unix_ms })
     }

@@ -9,6 +9,7 @@ use super::accounts::AccountRow;
 use super::applied::{AppliedRow, Run};
 use super::command::Hex;
 use super::mailboxes::Message;
+use super::sessions::SessionRow;
 use super::table::{Enough, Shown};
 use crate::row::RowWriter;
 
@@ -175,15 +176,17 @@ impl State {
                     end_row(row)
                 })
             }
-            Table::Sessions => self.sessions.sessions.show_next(rows_max, |client, session| {
-                row.plain(client);
-                row.plain(session.account);
-                row.plain(Hex(&session.token));
-                row.number(session.acknowledged.0);
-                row.number(session.last_used_unix_ms);
-                row.number(session.active.0);
-                end_row(row)
-            }),
+            Table::Sessions => {
+                self.sessions.sessions.show_next(rows_max, |client, SessionRow { session, .. }| {
+                    row.plain(client);
+                    row.plain(session.account);
+                    row.plain(Hex(&session.token));
+                    row.number(session.acknowledged.0);
+                    row.number(session.last_used_unix_ms);
+                    row.number(session.active.0);
+                    end_row(row)
+                })
+            }
             Table::Replies => self.sessions.replies.show_next(rows_max, |request, reply| {
                 row.plain(request.client);
                 row.number(request.number.0);

@@ -1,6 +1,7 @@
 //! Messages, and the orders in which they are looked up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 
 use super::accounts::{Counts, Directory, Handle};
 use super::table::SnapshotTable;
@@ -26,8 +27,6 @@ pub(super) struct Mailboxes {
     /// Those that their recipient has.
     pub(super) delivered: SnapshotTable<u64, Message>,
     ids: BTreeMap<MessageId, u64>,
-    /// The queued ones by recipient.
-    waiting: BTreeSet<(Handle, u64)>,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
     conversations: BTreeSet<(Handle, Handle, u64)>,
     /// Which two existing accounts have a conversation, both ways round.
@@ -49,12 +48,6 @@ impl Mailboxes {
         }
     }
 
-    /// The orders of what waits for an account, above `after`, oldest first.
-    pub(super) fn waiting(&self, recipient: Handle, after: u64) -> impl Iterator<Item = u64> {
-        let first = after.saturating_add(1);
-        self.waiting.range((recipient, first)..=(recipient, u64::MAX)).map(|(_, order)| *order)
-    }
-
     /// The orders of what two accounts exchanged, below `before`, latest first. `with` may be [`Handle::DELETED`].
     pub(super) fn exchanged(&self, owner: Handle, with: Handle, before: u64) -> impl Iterator<Item = u64> {
         let (low, high) = (owner.min(with), owner.max(with));
@@ -73,8 +66,20 @@ impl Mailboxes {
 
     /// Adds a message with a new id and a new order.
     pub(super) fn add(&mut self, directory: &mut Directory, order: u64, message: Message, delivered: bool) {
-        let earlier = self.ids.insert(message.id, order);
-        assert_eq!(earlier, None, "message {} is added twice", message.id);
+        let added = self.maybe_add(directory, order, message, delivered);
+        assert!(added, "a message is added twice as {order}");
+    }
+
+    /// Adds a message with a new order, unless there is one with its id.
+    pub(super) fn maybe_add(
+        &mut self,
+        directory: &mut Directory,
+        order: u64,
+        message: Message,
+        delivered: bool,
+    ) -> bool {
+        let Entry::Vacant(id) = self.ids.entry(message.id) else { return false };
+        id.insert(order);
         directory.mention(message.from);
         directory.mention(message.to);
         let (low, high) = conversation(directory, &message);
@@ -86,25 +91,23 @@ impl Mailboxes {
         if delivered {
             self.delivered.insert(order, message);
         } else {
-            self.waiting.insert((message.to, order));
-            directory.count_waiting(message.to);
+            directory.wait(message.to, order);
             self.queued.insert(order, message);
         }
+        true
     }
 
     /// The recipient has a message: it no longer waits.
     pub(super) fn deliver(&mut self, directory: &mut Directory, order: u64) {
         let message = self.queued.remove(order).expect("only a queued message is delivered");
-        self.waiting.remove(&(message.to, order));
-        directory.uncount_waiting(message.to);
+        directory.end_wait(message.to, order);
         self.delivered.insert(order, message);
     }
 
     /// Takes a message out, for both sides.
     pub(super) fn remove(&mut self, directory: &mut Directory, order: u64) {
         let message = if let Some(message) = self.queued.remove(order) {
-            self.waiting.remove(&(message.to, order));
-            directory.uncount_waiting(message.to);
+            directory.end_wait(message.to, order);
             message
         } else {
             self.delivered.remove(order).expect("only a message that exists is removed")
@@ -124,7 +127,7 @@ impl Mailboxes {
     /// Before an account goes: takes out what waits for it and what nobody else can see, and puts the rest where the
     /// others find it under `[deleted]`. Costs as much as the account has messages.
     pub(super) fn remove_owner(&mut self, directory: &mut Directory, owner: Handle) {
-        let mut gone: Vec<u64> = self.waiting(owner, 0).collect();
+        let mut gone: Vec<u64> = directory.waiting_after(owner, 0).collect();
         // What it exchanged with deleted accounts and with itself; what of it still waits is named above.
         let unseen = [Handle::DELETED, owner].map(|with| self.exchanged(owner, with, u64::MAX));
         gone.extend(unseen.into_iter().flatten().filter(|order| self.delivered.contains(*order)));
@@ -151,11 +154,10 @@ impl Mailboxes {
     /// Compares what is kept in several places; gives the counts that the accounts must have.
     pub(super) fn check(&self, directory: &Directory) -> Result<Counts, String> {
         let mut counts = Counts::default();
-        let (mut ids, mut waiting) = (BTreeMap::new(), BTreeSet::new());
+        let mut ids = BTreeMap::new();
         let (mut conversations, mut partners, mut bytes) = (BTreeSet::new(), BTreeSet::new(), 0);
         for (order, message) in self.queued.iter() {
-            waiting.insert((message.to, order));
-            *counts.waiting.entry(message.to).or_default() += 1;
+            counts.waiting.entry(message.to).or_default().push_back(order);
         }
         for (order, message) in self.queued.iter().chain(self.delivered.iter()) {
             ids.insert(message.id, order);
@@ -174,7 +176,6 @@ impl Mailboxes {
         for (same, what) in [
             (self.queued.len() + self.delivered.len() == ids.len(), "ids differ from messages"),
             (ids == self.ids, "ids differ"),
-            (waiting == self.waiting, "waiting messages differ"),
             (conversations == self.conversations, "conversations differ"),
             (partners == self.partners, "partners differ"),
             (bytes == self.bytes, "bytes of messages differ"),

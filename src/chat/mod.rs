@@ -173,7 +173,7 @@ impl State {
     /// What does not agree.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.directory.check(&self.mailboxes.check(&self.directory)?)?;
-        self.sessions.check(|id| self.account(id).is_some())?;
+        self.sessions.check(&self.directory)?;
         self.applied.check(self.index)?;
         self.conflicts.check()
     }

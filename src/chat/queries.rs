@@ -78,7 +78,7 @@ impl State {
     #[must_use]
     pub fn waiting(&self, account: AccountId, after: u64, limit: usize) -> MessagePage {
         let Some(owner) = self.directory.handle(account) else { return MessagePage::default() };
-        self.page(self.mailboxes.waiting(owner, after), limit)
+        self.page(self.directory.waiting_after(owner, after), limit)
     }
 
     /// The latest messages below a cursor (0: all) that two accounts have exchanged, oldest first. The other may be

@@ -121,7 +121,11 @@ impl Restore {
         let acknowledged = RequestNumber(fields.value(3, "a request number")?);
         let last_used_unix_ms = fields.value(4, "milliseconds since 1970")?;
         let active = LogIndex(fields.value(5, "an index")?);
-        sessions.add(client, Session { account, token, acknowledged, last_used_unix_ms, active });
+        sessions.add(
+            &self.state.directory,
+            client,
+            Session { account, token, acknowledged, last_used_unix_ms, active },
+        );
         Ok(())
     }
 
@@ -140,7 +144,7 @@ impl Restore {
             1,
             "a request above that of the row before",
         )?;
-        sessions.replies.insert(request, Reply::read_fields(2, fields)?);
+        sessions.add_reply(request, Reply::read_fields(2, fields)?);
         Ok(())
     }
 

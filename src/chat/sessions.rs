@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::accounts::Directory;
+use super::accounts::{Directory, Handle};
 use super::command::{Reply, TokenHash};
 use super::table::SnapshotTable;
 use super::{Known, Session};
@@ -18,10 +18,20 @@ fn minute(unix_ms: u64) -> u64 {
     unix_ms / 60_000
 }
 
+/// A session's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SessionRow {
+    pub(super) session: Session,
+    /// Its account's.
+    pub(super) handle: Handle,
+    /// No request above it has a reply: most requests are new, and need not be looked for.
+    newest: RequestNumber,
+}
+
 /// All sessions.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sessions {
-    pub(super) sessions: SnapshotTable<ClientId, Session>,
+    pub(super) sessions: SnapshotTable<ClientId, SessionRow>,
     pub(super) replies: SnapshotTable<RequestId, Reply>,
     /// By the minute of the last use: a session in use moves once a minute, not with every command.
     by_last_use: BTreeSet<(u64, ClientId)>,
@@ -31,20 +41,26 @@ pub(super) struct Sessions {
 impl Sessions {
     /// The session of a client.
     pub(super) fn session(&self, client: ClientId) -> Option<&Session> {
+        self.row(client).map(|row| &row.session)
+    }
+
+    /// The row of a client's session.
+    pub(super) fn row(&self, client: ClientId) -> Option<&SessionRow> {
         self.sessions.row(client)
     }
 
     /// What is known of a request.
     pub(super) fn known(&self, request: RequestId) -> Known {
-        self.session(request.client).map_or(Known::New, |session| self.known_in(session, request))
+        self.row(request.client).map_or(Known::New, |row| self.known_in(row, request))
     }
 
     /// What is known of a request in the session of its client.
-    pub(super) fn known_in(&self, session: &Session, request: RequestId) -> Known {
-        match self.replies.row(request) {
+    pub(super) fn known_in(&self, row: &SessionRow, request: RequestId) -> Known {
+        let reply = if request.number > row.newest { None } else { self.replies.row(request) };
+        match reply {
             _ if removed!("N2-known") => Known::New,
             Some(reply) => Known::Applied(reply.clone()),
-            None if request.number.is_chosen_by_client() && request.number <= session.acknowledged => {
+            None if request.number.is_chosen_by_client() && request.number <= row.session.acknowledged => {
                 Known::Forgotten
             }
             None => Known::New,
@@ -63,11 +79,20 @@ impl Sessions {
     }
 
     /// Adds a session of a client that has none.
-    pub(super) fn add(&mut self, client: ClientId, session: Session) {
+    pub(super) fn add(&mut self, directory: &Directory, client: ClientId, session: Session) {
+        let handle = directory.handle(session.account).expect("a session has an account");
         self.by_last_use.insert((minute(session.last_used_unix_ms), client));
         self.by_account.insert((session.account, client));
-        let earlier = self.sessions.insert(client, session);
+        let row = SessionRow { session, handle, newest: RequestNumber(0) };
+        let earlier = self.sessions.insert(client, row);
         assert_eq!(earlier, None, "client {client} has two sessions");
+    }
+
+    /// Stores a reply in a session.
+    pub(super) fn add_reply(&mut self, request: RequestId, reply: Reply) {
+        let row = self.sessions.row_mut(request.client).expect("only a session has replies");
+        row.newest = row.newest.max(request.number);
+        self.replies.insert(request, reply);
     }
 
     /// Gives the client of `request` a session of `account`, or its own session another token. Ends the session of the
@@ -84,7 +109,7 @@ impl Sessions {
         unix_ms: u64,
         ended: &mut Vec<ClientId>,
     ) {
-        if let Some(session) = self.sessions.row_mut(request.client) {
+        if let Some(SessionRow { session, .. }) = self.sessions.row_mut(request.client) {
             assert_eq!(session.account, account, "client {} is given another account", request.client);
             session.token = token;
             return;
@@ -96,6 +121,7 @@ impl Sessions {
         let acknowledged = if request.number.is_chosen_by_client() { request.number.0 - 1 } else { 0 };
         let acknowledged = RequestNumber(acknowledged);
         self.add(
+            directory,
             request.client,
             Session { account, token, acknowledged, last_used_unix_ms: unix_ms, active: LogIndex(0) },
         );
@@ -122,7 +148,8 @@ impl Sessions {
 
     /// Ends a session and forgets its replies.
     pub(super) fn end(&mut self, directory: &mut Directory, client: ClientId, ended: &mut Vec<ClientId>) {
-        let session = self.sessions.remove(client).expect("only a session that exists ends");
+        let SessionRow { session, .. } =
+            self.sessions.remove(client).expect("only a session that exists ends");
         self.by_last_use.remove(&(minute(session.last_used_unix_ms), client));
         self.by_account.remove(&(session.account, client));
         self.forget_replies(client, RequestNumber(u64::MAX));
@@ -171,14 +198,15 @@ impl Sessions {
         active: Option<LogIndex>,
         reply: &Reply,
     ) {
-        let session = self.sessions.row_mut(request.client).filter(|session| session.account == account);
-        let Some(session) = session else { return };
+        let row = self.sessions.row_mut(request.client).filter(|row| row.session.account == account);
+        let Some(SessionRow { session, newest, .. }) = row else { return };
         session.active = active.unwrap_or(session.active);
         let before = session.acknowledged;
         let mut through = session.acknowledged.max(acknowledged);
         if request.number.is_chosen_by_client() {
             through = through.max(RequestNumber(request.number.0.saturating_sub(REQUEST_WINDOW)));
             if request.number > before {
+                *newest = request.number.max(*newest);
                 self.replies.insert(request, reply.clone());
             }
         }
@@ -207,10 +235,10 @@ impl Sessions {
         }
     }
 
-    /// Compares what is kept in several places; `exists` says whether there is such an account.
-    pub(super) fn check(&self, exists: impl Fn(AccountId) -> bool) -> Result<(), String> {
-        for (client, session) in self.sessions.iter() {
-            if !exists(session.account) {
+    /// Compares what is kept in several places.
+    pub(super) fn check(&self, directory: &Directory) -> Result<(), String> {
+        for (client, SessionRow { session, handle, .. }) in self.sessions.iter() {
+            if directory.handle(session.account) != Some(*handle) {
                 return Err(format!("session {client} has no account"));
             }
             if !self.by_last_use.contains(&(minute(session.last_used_unix_ms), client))
@@ -226,8 +254,11 @@ impl Sessions {
             return Err("sessions that ended are still listed".to_owned());
         }
         for (request, _) in self.replies.iter() {
-            if self.session(request.client).is_none_or(|session| request.number <= session.acknowledged) {
-                return Err(format!("the reply to {request} should be forgotten"));
+            let Some(SessionRow { session, newest, .. }) = self.row(request.client) else {
+                return Err(format!("the reply to {request} has no session"));
+            };
+            if request.number <= session.acknowledged || request.number > *newest {
+                return Err(format!("the reply to {request} is not one of up to {newest} to be kept"));
             }
         }
         Ok(())
