@@ -447,7 +447,7 @@ fn a_view_whose_first_row_has_rotted_begins_where_the_checkpoint_says() {
     opened.log.write(&Write::Commit(LogIndex(10))).unwrap();
     opened.log.sync().unwrap();
     let last = opened.log.last();
-    take_checkpoint(&mut opened, &known, position_at(&known, last, LogIndex(8))).unwrap();
+    take_checkpoint(&mut opened, &known, known.position_at(last, LogIndex(8))).unwrap();
     let (before, first) = (&known.history(last)[4], &known.history(last)[5]);
     rot_row_with(&disk, &first.bytes);
     let opened = try_open(&disk.restart()).unwrap();
