@@ -123,7 +123,7 @@ impl Replica {
         if pulse.view != self.view.number || pulse.standpoint != Standpoint::Primary {
             return;
         }
-        assert_eq!(from, self.view.primary(), "only the primary of a view leads it");
+        debug_assert_eq!(from, self.view.primary(), "only the primary of a view leads it");
         self.primary_heard = self.now;
         if self.hard.promised == self.view.number {
             self.commit_through(pulse.commit);

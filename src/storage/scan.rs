@@ -523,7 +523,7 @@ pub(super) fn scan<D: Disk>(
     let (sealed, live) = log_files(disk)?;
     let mut scan = Scan::new(of_interest);
     for (number, name) in &sealed {
-        assert_eq!(*name, sealed_name(*number));
+        debug_assert_eq!(*name, sealed_name(*number));
         scan.scan_segment(disk, name, Some(*number), progress)?;
     }
     if !live {
