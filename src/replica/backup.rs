@@ -120,10 +120,10 @@ impl Replica {
 
     /// N7: the commit index rides on the heartbeat; so does the end of the primary's log, by which a loss is noticed.
     pub(super) fn on_primary_pulse(&mut self, from: ServerId, pulse: &Pulse) {
-        if pulse.view != self.view.number || pulse.standpoint != Standpoint::Primary {
+        let leads = pulse.standpoint == Standpoint::Primary && from == self.view.primary();
+        if pulse.view != self.view.number || !leads {
             return;
         }
-        debug_assert_eq!(from, self.view.primary(), "only the primary of a view leads it");
         self.primary_heard = self.now;
         if self.hard.promised == self.view.number {
             self.commit_through(pulse.commit);

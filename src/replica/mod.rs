@@ -569,7 +569,7 @@ impl Replica {
     }
 
     fn send(&mut self, to: ServerId, message: PeerMessage) {
-        debug_assert_ne!(to, self.me, "a server does not write to itself");
+        assert_ne!(to, self.me, "a server does not write to itself");
         self.effects.push_back(Effect::Send { to, message });
     }
 

@@ -102,7 +102,7 @@ impl Replica {
         else {
             return;
         };
-        debug_assert!(!stopping.closed, "the note is on disk before it was written");
+        assert!(!stopping.closed, "the note is on disk before it was written");
         self.commit_noted = self.commit;
         let id = self.write(Write::Commit(self.commit));
         self.held.push_back((id, Held::Closed));

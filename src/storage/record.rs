@@ -268,7 +268,7 @@ pub(super) fn sealed_name(number: u64) -> String {
 /// The first sequence number of a sealed segment, from its name.
 pub(super) fn sealed_number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("server_log-")?.strip_suffix(".csv")?;
-    (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    digits.parse().ok().filter(|&number| sealed_name(number) == name)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::disk::{Disk, DiskFile};
 use super::error::StorageError;
 use super::index::{Index, Segment, check_chain};
 use super::lines::{Lines, buffer_for};
-use super::record::{HEAD_ROWS, HEADER, LIVE, Line, Row, note_view, sealed_name, sealed_number, split};
+use super::record::{HEAD_ROWS, HEADER, LIVE, Line, Row, note_view, sealed_number, split};
 use crate::message::{HardState, Position, Standing, View, ViewTable};
 use crate::row::{Fields, RowError};
 use crate::types::{LogIndex, ViewNumber};
@@ -523,7 +523,6 @@ pub(super) fn scan<D: Disk>(
     let (sealed, live) = log_files(disk)?;
     let mut scan = Scan::new(of_interest);
     for (number, name) in &sealed {
-        debug_assert_eq!(*name, sealed_name(*number));
         scan.scan_segment(disk, name, Some(*number), progress)?;
     }
     if !live {
