@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 
 use super::accounts::{Counts, Directory, Handle};
+use super::rows::OrderedRows;
 use super::table::SnapshotTable;
 use crate::types::MessageId;
 
@@ -23,9 +24,9 @@ pub(super) struct Message {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mailboxes {
     /// Those that wait for their recipient.
-    pub(super) queued: SnapshotTable<u64, Message>,
+    pub(super) queued: SnapshotTable<u64, Message, OrderedRows<Message>>,
     /// Those that their recipient has.
-    pub(super) delivered: SnapshotTable<u64, Message>,
+    pub(super) delivered: SnapshotTable<u64, Message, OrderedRows<Message>>,
     ids: BTreeMap<MessageId, u64>,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
     conversations: BTreeSet<(Handle, Handle, u64)>,

@@ -1,15 +1,17 @@
 //! An ordered map that can be read as it was at one moment while it changes.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
+
+use super::rows::Rows;
 
 /// An ordered map whose rows can be read, slice by slice, as they were when [`SnapshotTable::begin`] was called.
 ///
 /// Nothing is copied at the beginning. When a row that no slice has shown yet is changed for the first time, its old
 /// form is set aside; a slice shows what was set aside in place of what is there now.
 #[derive(Clone, Debug)]
-pub(super) struct SnapshotTable<K, V> {
-    rows: BTreeMap<K, V>,
+pub(super) struct SnapshotTable<K, V, R = BTreeMap<K, V>> {
+    rows: R,
     snapshot: Option<Snapshot<K, V>>,
 }
 
@@ -40,13 +42,20 @@ pub(super) struct Shown {
     pub(super) all: bool,
 }
 
-impl<K: Ord + Copy, V> Default for SnapshotTable<K, V> {
+impl<K, V, R: Default> Default for SnapshotTable<K, V, R> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), snapshot: None }
+        Self { rows: R::default(), snapshot: None }
     }
 }
 
 impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
+    /// The first key in a range.
+    pub(super) fn first_key(&self, range: impl RangeBounds<K>) -> Option<K> {
+        self.rows.range(range).next().map(|(key, _)| *key)
+    }
+}
+
+impl<K: Ord + Copy, V: Clone, R: Rows<K, V>> SnapshotTable<K, V, R> {
     /// How many rows there are now.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
@@ -54,27 +63,22 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
 
     /// The row with this key.
     pub(super) fn row(&self, key: K) -> Option<&V> {
-        self.rows.get(&key)
+        self.rows.row(key)
     }
 
     /// Whether there is a row with this key.
     pub(super) fn contains(&self, key: K) -> bool {
-        self.rows.contains_key(&key)
-    }
-
-    /// The first key in a range.
-    pub(super) fn first_key(&self, range: impl RangeBounds<K>) -> Option<K> {
-        self.rows.range(range).next().map(|(key, _)| *key)
+        self.rows.row(key).is_some()
     }
 
     /// All rows, in the order of their keys.
     pub(super) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
-        self.rows.iter().map(|(key, value)| (*key, value))
+        self.rows.after(None)
     }
 
     /// The last key.
     pub(super) fn last_key(&self) -> Option<K> {
-        self.rows.last_key_value().map(|(key, _)| *key)
+        self.rows.last_key()
     }
 
     /// Puts a row in; gives the one that it replaces.
@@ -86,13 +90,13 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
     /// Takes a row out.
     pub(super) fn remove(&mut self, key: K) -> Option<V> {
         self.preserve(key);
-        self.rows.remove(&key)
+        self.rows.remove(key)
     }
 
     /// A row to be changed.
     pub(super) fn row_mut(&mut self, key: K) -> Option<&mut V> {
         self.preserve(key);
-        self.rows.get_mut(&key)
+        self.rows.row_mut(key)
     }
 
     /// Sets a row's present form aside, if the reading under way has yet to show it.
@@ -101,7 +105,7 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
         if snapshot.shown.is_some_and(|shown| key <= shown) || snapshot.end.is_none_or(|end| key > end) {
             return;
         }
-        snapshot.before.entry(key).or_insert_with(|| self.rows.get(&key).cloned());
+        snapshot.before.entry(key).or_insert_with(|| self.rows.row(key).cloned());
     }
 
     /// From now on [`SnapshotTable::show_next`] shows the rows as they are now. A reading under way is given up.
@@ -121,12 +125,12 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
             self.snapshot = None;
             return Shown { count: 0, all: true };
         };
-        let start = snapshot.shown.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut present = self.rows.range((start, Bound::Included(end))).peekable();
+        let present = self.rows.after(snapshot.shown);
+        let mut present = present.take_while(|(key, _)| *key <= end).peekable();
         let (mut count, mut enough) = (0, false);
         while count < rows_max && !enough {
             let set_aside = snapshot.before.first_key_value().map(|(key, _)| *key);
-            let there = present.peek().map(|(key, _)| **key);
+            let there = present.peek().map(|(key, _)| *key);
             let key = match (set_aside, there) {
                 (Some(old), Some(now)) => old.min(now),
                 (Some(key), None) | (None, Some(key)) => key,
@@ -135,7 +139,7 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
                     return Shown { count, all: true };
                 }
             };
-            let now = present.next_if(|(there, _)| **there == key).map(|(_, value)| value);
+            let now = present.next_if(|(there, _)| *there == key).map(|(_, value)| value);
             if set_aside == Some(key) {
                 if let Some((_, Some(old))) = snapshot.before.pop_first() {
                     enough = show(key, &old) == Enough::Yes;
@@ -154,9 +158,10 @@ impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::rows::OrderedRows;
     use proptest::prelude::*;
 
-    fn shown(table: &mut SnapshotTable<u8, u32>, rows_max: usize) -> Vec<(u8, u32)> {
+    fn shown<R: Rows<u64, u32>>(table: &mut SnapshotTable<u64, u32, R>, rows_max: usize) -> Vec<(u64, u32)> {
         let mut rows = Vec::new();
         table.show_next(rows_max, |key, value| {
             rows.push((key, *value));
@@ -168,9 +173,9 @@ mod tests {
 
     #[test]
     fn a_row_removed_changed_or_added_after_the_beginning_is_shown_as_it_was() {
-        let mut table = SnapshotTable::default();
+        let mut table: SnapshotTable<u64, u32> = SnapshotTable::default();
         for key in [1, 3, 5] {
-            table.insert(key, u32::from(key));
+            table.insert(key, u32::try_from(key).unwrap());
         }
         table.begin();
         table.remove(3);
@@ -189,7 +194,7 @@ mod tests {
 
     #[test]
     fn rows_behind_the_end_cost_nothing_while_a_reading_is_under_way() {
-        let mut table = SnapshotTable::default();
+        let mut table: SnapshotTable<u64, u32> = SnapshotTable::default();
         table.insert(1, 1);
         table.begin();
         for key in 2..100 {
@@ -198,29 +203,38 @@ mod tests {
         assert!(table.snapshot.as_ref().unwrap().before.is_empty());
     }
 
+    /// What a reading shows in slices, while rows change between them.
+    fn read<R: Rows<u64, u32>>(first: &BTreeMap<u64, u32>, steps: &[Step]) -> Vec<(u64, u32)> {
+        let mut table: SnapshotTable<u64, u32, R> = SnapshotTable::default();
+        for (key, value) in first {
+            table.insert(*key, *value);
+        }
+        table.begin();
+        let mut rows = Vec::new();
+        for (rows_max, changes) in steps {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => drop(table.insert(*key, *value)),
+                    None => drop(table.remove(*key)),
+                }
+            }
+            rows.extend(shown(&mut table, *rows_max));
+        }
+        rows.extend(shown(&mut table, usize::MAX));
+        rows
+    }
+
+    /// How many rows a slice has at most, and what changes before it.
+    type Step = (usize, Vec<(u64, Option<u32>)>);
+
     proptest! {
         #[test]
         fn slices_of_any_size_show_the_beginning_whatever_changes(
-            first in prop::collection::btree_map(any::<u8>(), any::<u32>(), 0..40),
-            steps in prop::collection::vec((1..6usize, prop::collection::vec((any::<u8>(), any::<Option<u32>>()), 0..8)), 0..40),
+            first in prop::collection::btree_map(0..256u64, any::<u32>(), 0..40),
+            steps in prop::collection::vec((1..6usize, prop::collection::vec((0..256u64, any::<Option<u32>>()), 0..8)), 0..40),
         ) {
-            let mut table = SnapshotTable::default();
-            for (key, value) in &first {
-                table.insert(*key, *value);
-            }
-            table.begin();
-            let mut rows = Vec::new();
-            for (rows_max, changes) in steps {
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => drop(table.insert(key, value)),
-                        None => drop(table.remove(key)),
-                    }
-                }
-                rows.extend(shown(&mut table, rows_max));
-            }
-            rows.extend(shown(&mut table, usize::MAX));
-            prop_assert_eq!(rows, first.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(read::<BTreeMap<u64, u32>>(&first, &steps), read::<OrderedRows<u32>>(&first, &steps));
+            prop_assert_eq!(read::<OrderedRows<u32>>(&first, &steps), first.into_iter().collect::<Vec<_>>());
         }
     }
 }
