@@ -124,7 +124,8 @@ impl Bench {
             let to = (from + 1 + self.below(partners)) % accounts;
             let number = &mut numbers[usize::try_from(from).unwrap()];
             *number += 1;
-            let reply = self.apply(&send(FILLING + from, u64::from(*number), 1, FILLING + to));
+            let reply =
+                self.apply(&send(FILLING + from, u64::from(*number), u64::from(*number) - 1, FILLING + to));
             assert!(matches!(reply, Some(Reply::Sent { .. })), "{reply:?}");
         }
         drop(numbers);
