@@ -30,7 +30,7 @@ pub(super) struct Mailboxes {
     ids: BTreeMap<MessageId, u64>,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
     conversations: BTreeSet<(Handle, Handle, u64)>,
-    /// Which two existing accounts have a conversation, both ways round.
+    /// Which two existing accounts have a conversation, the higher handle first: the other way round `conversations` says.
     partners: BTreeSet<(Handle, Handle)>,
     bytes: u64,
 }
@@ -85,7 +85,7 @@ impl Mailboxes {
         directory.mention(message.to);
         let (low, high) = conversation(directory, &message);
         self.conversations.insert((low, high, order));
-        if low != Handle::DELETED && self.partners.insert((low, high)) {
+        if low != Handle::DELETED {
             self.partners.insert((high, low));
         }
         self.bytes += row_bytes(&message);
@@ -118,7 +118,6 @@ impl Mailboxes {
         let (low, high) = conversation(directory, &message);
         self.conversations.remove(&(low, high, order));
         if low != Handle::DELETED && self.exchanged(low, high, u64::MAX).next().is_none() {
-            self.partners.remove(&(low, high));
             self.partners.remove(&(high, low));
         }
         directory.forget_mention(message.from);
@@ -135,21 +134,31 @@ impl Mailboxes {
         for order in gone {
             self.remove(directory, order);
         }
-        let partners: Vec<Handle> = self
-            .partners
-            .range((owner, Handle::DELETED)..)
-            .map_while(|(a, b)| (*a == owner).then_some(*b))
-            .collect();
-        for partner in partners {
+        for partner in self.partners(owner) {
             let (low, high) = (owner.min(partner), owner.max(partner));
             let kept: Vec<u64> = self.exchanged(low, high, u64::MAX).collect();
             for order in kept {
                 self.conversations.remove(&(low, high, order));
                 self.conversations.insert((Handle::DELETED, partner, order));
             }
-            self.partners.remove(&(low, high));
             self.partners.remove(&(high, low));
         }
+    }
+
+    /// The existing accounts that an account has a conversation with, itself among them at most once.
+    fn partners(&self, owner: Handle) -> Vec<Handle> {
+        let lower = self.partners.range((owner, Handle::DELETED)..=(owner, owner)).map(|(_, low)| *low);
+        let mut partners: Vec<Handle> = lower.collect();
+        let mut last = owner;
+        // From one conversation to the next, however many messages each has.
+        while let Some((low, high, _)) = self.conversations.range((owner, last, u64::MAX)..).next() {
+            if *low != owner {
+                break;
+            }
+            partners.push(*high);
+            last = *high;
+        }
+        partners
     }
 
     /// Compares what is kept in several places; gives the counts that the accounts must have.
@@ -170,7 +179,7 @@ impl Mailboxes {
             }
             conversations.insert((low, high, order));
             if low != Handle::DELETED {
-                partners.extend([(low, high), (high, low)]);
+                partners.insert((high, low));
             }
             bytes += row_bytes(message);
         }
