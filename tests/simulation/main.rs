@@ -18,7 +18,7 @@
 //! - `swarm`, `nemesis`, `faults`: which faults a seed has, when they strike, how often they did.
 //! - `liveness`: some servers stay broken for ever, and the others must go on.
 //! - `check/`: what must hold after every step; `oracle`: what clients know; `runner`: seeds, healing, final checks.
-//! - `scenarios`, `splits`, `odd_one`: directed histories, each named after the fact it shows.
+//! - `scenarios`, `splits`, `odd_one`, `rules`: directed histories, each named after the fact it shows.
 //! - `view_model`: a model of the view change alone, for rules that no seed shows the need of.
 
 mod check;
@@ -31,6 +31,7 @@ mod network;
 mod odd_one;
 mod oracle;
 mod queue;
+mod rules;
 mod runner;
 mod scenarios;
 mod server;

@@ -101,6 +101,28 @@ impl ClientPath {
     }
 }
 
+/// What becomes of a message that a scenario has an eye on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It takes its way.
+    Sent,
+    /// It never arrives.
+    Lost,
+    /// It arrives when [`World::release_held`] says so.
+    Held,
+}
+
+type Decide = dyn Fn(usize, usize, &PeerMessage) -> Fate;
+
+/// Decides about each message between two servers, by sender and receiver.
+pub(crate) struct Censor(Box<Decide>);
+
+impl std::fmt::Debug for Censor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a censor")
+    }
+}
+
 /// All links and paths.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -109,6 +131,9 @@ pub(crate) struct Network {
     paths: Vec<Path>,
     /// Those that are not as usual.
     clients: BTreeMap<(usize, usize), ClientPath>,
+    censor: Option<Censor>,
+    /// Messages that the censor holds.
+    held: Vec<Action>,
 }
 
 impl Network {
@@ -119,7 +144,18 @@ impl Network {
             links: vec![Link::default(); servers * servers],
             paths: vec![Path::default(); servers * servers],
             clients: BTreeMap::new(),
+            censor: None,
+            held: Vec::new(),
         }
+    }
+
+    /// From now on this decides about each message, instead of what decided before.
+    pub(crate) fn censor(&mut self, fate: impl Fn(usize, usize, &PeerMessage) -> Fate + 'static) {
+        self.censor = Some(Censor(Box::new(fate)));
+    }
+
+    fn fate(&self, from: usize, to: usize, message: &PeerMessage) -> Fate {
+        self.censor.as_ref().map_or(Fate::Sent, |Censor(fate)| fate(from, to, message))
     }
 
     fn link(&mut self, owner: usize, peer: usize) -> &mut Link {
@@ -156,6 +192,7 @@ impl Network {
     pub(crate) fn heal(&mut self) {
         self.paths.fill(Path::default());
         self.clients.clear();
+        self.censor = None;
     }
 
     /// What passes between a client and a server.
@@ -186,7 +223,13 @@ impl World {
         if link.peer_life == 0 {
             return;
         }
-        if self.mischief(self.swarm.loss_permille) {
+        let fate = self.network.fate(from, to, &message);
+        if fate == Fate::Held {
+            let (to_life, generation) = (link.peer_life, link.generation);
+            let message = Box::new(message);
+            return self.network.held.push(Action::Peer { from, to, to_life, generation, message });
+        }
+        if fate == Fate::Lost || self.mischief(self.swarm.loss_permille) {
             self.faults.count(Fault::MessageLost);
             trace!(self, "lost {} -> {}: {message:?}", from + 1, to + 1);
             return;
@@ -215,6 +258,14 @@ impl World {
             self.queue.push(again, Action::Peer { from, to, to_life, generation, message });
         }
         self.queue.push(arrival, Action::Peer { from, to, to_life, generation, message: Box::new(message) });
+    }
+
+    /// What was held goes on its way, in its order; says how much that is.
+    pub(crate) fn release_held(&mut self) -> usize {
+        let held = std::mem::take(&mut self.network.held);
+        let count = held.len();
+        held.into_iter().for_each(|action| self.after(Duration::ZERO, action));
+        count
     }
 
     /// A message arrives at a running process.

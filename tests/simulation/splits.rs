@@ -34,7 +34,7 @@ fn world_of_three_with(seed: u64, swarm: Swarm) -> World {
 }
 
 /// Cuts all paths between the groups; each client reaches only the server of its own number.
-fn split(world: &mut World, groups: &[&[usize]]) {
+pub(crate) fn split(world: &mut World, groups: &[&[usize]]) {
     world.split = true;
     for (at, group) in groups.iter().enumerate() {
         for other in groups[at + 1..].iter().flat_map(|other| other.iter()) {
@@ -45,14 +45,14 @@ fn split(world: &mut World, groups: &[&[usize]]) {
     }
 }
 
-fn heal_paths(world: &mut World) {
+pub(crate) fn heal_paths(world: &mut World) {
     world.network.heal();
     for client in &mut world.clients {
         client.pinned = None;
     }
 }
 
-fn serves(world: &World, at: usize) -> bool {
+pub(crate) fn serves(world: &World, at: usize) -> bool {
     world.servers[at].replica().is_some_and(|replica| replica.is_serving())
 }
 
@@ -61,7 +61,7 @@ fn await_serving(world: &mut World, servers: &[usize]) {
     assert!(world.run_until(LATER, all), "not all of {servers:?} lead; {}", describe(world));
 }
 
-fn pin(world: &mut World, client: usize, server: usize) {
+pub(crate) fn pin(world: &mut World, client: usize, server: usize) {
     world.clients[client].pinned = Some(server);
 }
 
@@ -77,7 +77,7 @@ fn mailbox(world: &mut World, who: usize) -> Vec<String> {
     }
 }
 
-fn await_healed(world: &mut World) {
+pub(crate) fn await_healed(world: &mut World) {
     let begun = world.now;
     assert!(
         world.run_until(HEALED_WITHIN, is_whole),

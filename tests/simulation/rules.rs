@@ -1,0 +1,364 @@
+//! Directed histories in which one rule alone stands between the cluster and a violation: random seeds hardly ever get
+//! there. `tests/mutants.csv` says which rule; `network::Censor` loses and delays the messages that matter.
+
+use std::time::Duration;
+
+use lastword::message::{PeerMessage, Response, Standpoint};
+
+use crate::client::{Ended, Op};
+use crate::network::Fate;
+use crate::runner::{check_disks, describe, heal_and_check, is_whole};
+use crate::scenarios::{
+    ALICE, BOB, LATER, SOON, await_dropped, await_leader, await_whole, begin, installed_view, is_done,
+    leader, read, running_world, send, world_with,
+};
+use crate::server::Death;
+use crate::splits::{await_healed, heal_paths, pin, serves, split};
+use crate::swarm::Swarm;
+use crate::world::World;
+
+/// The servers that are not this one, in the order of the cluster list.
+fn others(world: &World, at: usize) -> Vec<usize> {
+    (0..world.servers.len()).filter(|&other| other != at).collect()
+}
+
+/// Nobody leads for so long, though some run.
+fn assert_nobody_leads(world: &mut World, duration: Duration) {
+    let led = world.run_until(duration, |world| leader(world).is_some());
+    assert!(!led, "seed {}: somebody leads; {}", world.seed, describe(world));
+}
+
+/// N8: a deposed primary does not hear what the others have done, and they hear its barrier. That they have promised
+/// another number is all that keeps them from confirming it.
+#[test]
+fn who_has_promised_another_number_confirms_no_barrier_though_nothing_else_is_heard_of_it() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        let rest = others(&world, old);
+        assert!(read(&mut world, BOB).is_empty());
+        pin(&mut world, BOB, old);
+        pin(&mut world, ALICE, rest[usize::try_from(seed % 2).expect("small")]);
+        rest.iter().for_each(|&other| world.block(old, other, false));
+        let goes_on = |world: &mut World| rest.iter().any(|&at| serves(world, at));
+        assert!(world.run_until(SOON, goes_on), "seed {seed}: {}", describe(&world));
+        let now_leads = rest.iter().copied().find(|&at| serves(&world, at)).expect("one of them leads");
+        pin(&mut world, ALICE, now_leads);
+        send(&mut world, ALICE, BOB, "written elsewhere");
+        rest.iter().for_each(|&other| world.unblock(old, other));
+        world.network.censor(move |_, to, message| match message {
+            PeerMessage::BarrierOk { .. } => Fate::Sent,
+            _ if to == old => Fate::Lost,
+            _ => Fate::Sent,
+        });
+        world.wish(BOB, Op::Read);
+        world.run_for(Duration::from_millis(1_500));
+        heal_paths(&mut world);
+        let ended = world.wait_for_client(BOB, LATER);
+        let Some(Ended::Answered(Response::Messages(page))) = ended else { panic!("seed {seed}: {ended:?}") };
+        assert_eq!(page.messages.len(), 1, "seed {seed}: a stale read");
+        heal_and_check(&mut world);
+    }
+}
+
+/// V1: one backup gets no answer of the primary for a second, while everyone else is in touch with it.
+#[test]
+fn a_server_that_alone_gets_no_answer_of_the_primary_does_not_overthrow_it() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let deaf = others(&world, primary)[usize::try_from(seed % 2).expect("small")];
+        let before = installed_view(&world, primary).number;
+        world.network.censor(move |from, to, message| match message {
+            PeerMessage::HeartbeatOk { .. } if (from, to) == (primary, deaf) => Fate::Lost,
+            _ => Fate::Sent,
+        });
+        world.run_for(Duration::from_secs(1));
+        world.network.heal();
+        world.run_for(Duration::from_secs(1));
+        let after = installed_view(&world, primary).number;
+        assert_eq!(after, before, "seed {seed}: the view has changed; {}", describe(&world));
+        heal_and_check(&mut world);
+    }
+}
+
+/// V2: a backup hears nothing of anybody for a second, in which the others go on without it. When it hears again they
+/// are dead. That it was not in touch with its primary until the end is all that it knows.
+#[test]
+fn a_server_that_was_out_of_touch_before_the_others_died_does_not_lead_with_old_data() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let away = others(&world, primary)[usize::try_from(seed % 2).expect("small")];
+        let rest = others(&world, away);
+        rest.iter().for_each(|&other| world.block(away, other, false));
+        await_dropped(&mut world, away);
+        send(&mut world, ALICE, BOB, "while it was away");
+        rest.iter().for_each(|&other| world.crash(other, Death::Kill));
+        rest.iter().for_each(|&other| world.unblock(away, other));
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        heal_and_check(&mut world);
+    }
+}
+
+/// V2, with five servers: a backup is in touch with its primary until that dies, but with nobody else, and the others
+/// go on without it. Then it hears of their view, from one that does not lead it, before they die too.
+#[test]
+fn a_server_that_has_heard_of_a_view_without_it_does_not_lead_with_old_data() {
+    for seed in 0..6 {
+        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
+        for at in [3, 4] {
+            world.start(at);
+        }
+        let mut world = begin(world);
+        let primary = await_leader(&mut world);
+        let away = others(&world, primary)[usize::try_from(seed % 4).expect("small")];
+        let rest: Vec<usize> = others(&world, away).into_iter().filter(|&at| at != primary).collect();
+        rest.iter().for_each(|&other| world.block(away, other, false));
+        world.run_for(Duration::from_millis(700));
+        world.crash(primary, Death::Kill);
+        await_dropped(&mut world, away);
+        send(&mut world, ALICE, BOB, "while it was away");
+        let leads = await_leader(&mut world);
+        let teller = rest.iter().copied().find(|&at| at != leads).expect("three are left");
+        world.unblock(away, teller);
+        world.run_for(Duration::from_millis(300));
+        rest.iter().for_each(|&other| world.crash(other, Death::Kill));
+        rest.iter().for_each(|&other| world.unblock(away, other));
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        heal_and_check(&mut world);
+    }
+}
+
+/// V4: only the backup that comes second has the last entries of a primary that dies. The first one takes them over
+/// before it leads; otherwise the other could not follow it, and the view would come about without that one, later.
+#[test]
+fn a_view_with_the_rows_of_one_backup_is_led_by_another_within_half_a_second() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let rest = others(&world, primary);
+        let (first, second) = (rest[0], rest[1]);
+        world.network.censor(move |from, to, message| match message {
+            PeerMessage::Prepare { .. } | PeerMessage::Fetched { .. } if (from, to) == (primary, first) => {
+                Fate::Lost
+            }
+            _ => Fate::Sent,
+        });
+        world.wish(ALICE, Op::Send { to: BOB, text: "on its way".into() });
+        world.run_for(Duration::from_millis(20));
+        let last = |world: &World, at: usize| {
+            let server = &world.servers[at];
+            server.replica().expect("it runs").status(server.clock.monotonic(world.now)).last
+        };
+        assert!(last(&world, second) > last(&world, first), "seed {seed}: {}", describe(&world));
+        world.crash(primary, Death::Kill);
+        let begun = world.now;
+        let ended = world.wait_for_client(ALICE, LATER);
+        let took = world.now.since(begun);
+        assert!(
+            is_done(ended.as_ref()) && took < Duration::from_millis(500),
+            "seed {seed}: {took:?}, {ended:?}"
+        );
+        let members = installed_view(&world, first).members.len();
+        assert!(serves(&world, first) && members == 2, "seed {seed}: {}", describe(&world));
+        assert_eq!(read(&mut world, BOB), ["on its way"]);
+        heal_and_check(&mut world);
+    }
+}
+
+/// A view of two servers reaches only its leader's disk, as that dies: the other one, `promised`, has not installed it.
+/// It promises two numbers to the third server, `alone`, which goes on without it at last, and all fail. With `late`
+/// the first view arrives after all, after the promises. Those two are all members of the last view that they know
+/// of, but what `promised` has promised says that `alone` may have gone further (V2, V5, V7).
+fn go_on_alone_after_a_view_that_was_half_installed(late: bool) {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let third = await_leader(&mut world);
+        let mut rest = others(&world, third);
+        rest.rotate_left(usize::try_from(seed % 2).expect("small"));
+        let (promised, alone) = (rest[0], rest[1]);
+        world.network.censor(move |from, to, message| match message {
+            PeerMessage::NewView { .. } if (from, to) == (third, promised) => Fate::Held,
+            PeerMessage::NewView { .. } | PeerMessage::PreVoteOk { .. }
+                if (from, to) == (alone, promised) =>
+            {
+                Fate::Lost
+            }
+            PeerMessage::Heartbeat { pulse, .. } | PeerMessage::HeartbeatOk { pulse, .. }
+                if (from, to) == (alone, promised) && pulse.standpoint == Standpoint::Primary =>
+            {
+                Fate::Lost
+            }
+            _ => Fate::Sent,
+        });
+        world.crash(alone, Death::Kill);
+        let of_two = |world: &mut World| installed_view(world, third).members.len() == 2;
+        assert!(world.run_until(SOON, of_two), "seed {seed}: {}", describe(&world));
+        world.run_for(Duration::from_millis(20));
+        assert_eq!(installed_view(&world, promised).members.len(), 3, "seed {seed}: {}", describe(&world));
+        world.crash(third, Death::Kill);
+        world.start(alone);
+        assert!(world.run_until(SOON, |world| serves(world, alone)), "seed {seed}: {}", describe(&world));
+        if late {
+            assert!(world.release_held() > 0, "seed {seed}: no view was held");
+            world.run_for(Duration::from_millis(50));
+        }
+        world.crash(promised, Death::Kill);
+        send(&mut world, ALICE, BOB, "only the one that went on alone has it");
+        world.crash(alone, Death::Kill);
+        world.network.heal();
+        world.start(promised);
+        world.start(third);
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        world.start(alone);
+        await_whole(&mut world);
+        assert_eq!(read(&mut world, BOB), ["only the one that went on alone has it"], "seed {seed}");
+        heal_and_check(&mut world);
+    }
+}
+
+#[test]
+fn who_was_promised_a_number_and_went_on_alone_is_awaited_after_a_view_that_was_half_installed() {
+    go_on_alone_after_a_view_that_was_half_installed(false);
+}
+
+#[test]
+fn a_view_below_a_promise_that_comes_late_does_not_make_the_promise_forgotten() {
+    go_on_alone_after_a_view_that_was_half_installed(true);
+}
+
+/// V6: a directory that was restored from a copy is an earlier life's, and others know later ones.
+#[test]
+fn a_last_survivor_that_was_restored_from_a_copy_has_not_answered() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let last = usize::try_from(seed % 3).expect("small");
+        let copy = world.servers[last].disk.copy();
+        for _ in 0..2 {
+            world.crash(last, Death::Kill);
+            world.start(last);
+            await_whole(&mut world);
+        }
+        let rest = others(&world, last);
+        rest.iter().for_each(|&at| world.crash(at, Death::Kill));
+        send(&mut world, ALICE, BOB, "only the last one has it");
+        world.crash(last, Death::Kill);
+        world.servers[last].disk = copy.restart();
+        world.checks.forget_disk(last);
+        (0..3).for_each(|at| world.start(at));
+        assert_nobody_leads(&mut world, Duration::from_secs(20));
+    }
+}
+
+/// D5: after a split a server alone has begun to give up what it had for the others' log, and all fail. It has neither
+/// log whole, and waits for the others; its last view was of itself alone.
+#[test]
+fn a_server_that_was_giving_up_its_log_does_not_lead_with_neither() {
+    let mut gave_up = 0;
+    for seed in 0..8 {
+        let mut world = running_world(seed);
+        let (one, other) = (1, 2);
+        split(&mut world, &[&[0], &[one, other]]);
+        pin(&mut world, ALICE, 0);
+        pin(&mut world, BOB, one);
+        let apart = |world: &mut World| serves(world, 0) && [one, other].iter().any(|&at| serves(world, at));
+        assert!(world.run_until(LATER, apart), "seed {seed}: {}", describe(&world));
+        // With each start the others lead a later view than the first server does.
+        for _ in 0..2 {
+            world.crash(other, Death::Kill);
+            world.run_for(Duration::from_secs(1));
+            world.start(other);
+            let both =
+                |world: &mut World| serves(world, one) && installed_view(world, one).members.len() == 2;
+            assert!(world.run_until(LATER, both), "seed {seed}: {}", describe(&world));
+        }
+        assert!(installed_view(&world, 0).number < installed_view(&world, one).number, "seed {seed}");
+        send(&mut world, ALICE, BOB, "on the side that loses");
+        send(&mut world, BOB, ALICE, "on the side that wins");
+        heal_paths(&mut world);
+        if !await_giving_up(&mut world, 0) {
+            continue; // It had gone on to a later view once more, and the others follow it.
+        }
+        gave_up += 1;
+        (0..3).for_each(|at| world.crash(at, Death::Kill));
+        world.run_for(Duration::from_millis(100));
+        if world.servers[0].process.is_none() {
+            world.start(0);
+        }
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        [one, other].into_iter().for_each(|at| world.start(at));
+        await_healed(&mut world);
+        assert_eq!(read(&mut world, ALICE), ["on the side that wins"]);
+        assert_eq!(read(&mut world, BOB), ["on the side that loses"]);
+        check_disks(&mut world);
+    }
+    assert!(gave_up > 0, "the others have followed the first server each time");
+}
+
+/// Whether the server begins to give up rows for another log, before all is well again.
+fn await_giving_up(world: &mut World, at: usize) -> bool {
+    let begun = world.now;
+    while world.now.since(begun) < SOON {
+        if world.servers[at].disk.files().iter().any(|file| file.starts_with("diverged-")) {
+            return true;
+        }
+        world.run_for(Duration::from_micros(50));
+    }
+    false
+}
+
+/// R6, R10: of two accounts of one name the earlier keeps it, whichever side of a split it comes from, and the other
+/// one is told. What comes from the side that has lost keeps its time, and is marked late.
+#[test]
+fn of_two_accounts_of_one_name_the_earlier_keeps_it_and_a_message_of_the_other_side_its_time() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let alone = await_leader(&mut world);
+        let pair = others(&world, alone);
+        split(&mut world, &[&[alone], &pair]);
+        let apart = |world: &mut World| serves(world, alone) && pair.iter().any(|&at| serves(world, at));
+        assert!(world.run_until(LATER, apart), "seed {seed}: {}", describe(&world));
+        let leads = pair.iter().copied().find(|&at| serves(&world, at)).expect("one of them leads");
+        let sides = if seed % 2 == 0 { [alone, leads] } else { [leads, alone] };
+        let mut accounts = Vec::new();
+        for at in sides {
+            let client = world.add_client();
+            world.clients[client].name = "namesake".into();
+            pin(&mut world, client, at);
+            assert!(
+                is_done(world.wait_for_client(client, LATER).as_ref()),
+                "seed {seed}: {}",
+                describe(&world)
+            );
+            accounts.push(world.clients[client].account.expect("it is registered"));
+            world.run_for(Duration::from_millis(100));
+        }
+        pin(&mut world, ALICE, alone);
+        pin(&mut world, BOB, leads);
+        send(&mut world, ALICE, BOB, "from one side");
+        send(&mut world, BOB, BOB, "from the other side");
+        let sent = world.servers[alone].clock.unix_ms(world.now);
+        world.run_for(Duration::from_secs(2));
+        heal_paths(&mut world);
+        assert!(world.run_until(LATER, is_whole), "seed {seed}: {}", describe(&world));
+        let state = world.servers[alone].replica().expect("it runs").state();
+        assert_eq!(
+            state.account_named("namesake"),
+            Some(accounts[0]),
+            "seed {seed}: the earlier has lost its name"
+        );
+        let told = state.conflicts(accounts[1], 0, 0).conflicts.len();
+        assert_eq!(told, 1, "seed {seed}: who has lost its name is not told");
+        world.wish(BOB, Op::Read);
+        let ended = world.wait_for_client(BOB, LATER);
+        let Some(Ended::Answered(Response::Messages(page))) = ended else { panic!("seed {seed}: {ended:?}") };
+        let late = page.messages.iter().filter(|message| message.late).count();
+        assert_eq!((page.messages.len(), late), (2, 1), "seed {seed}: messages, and those that are late");
+        for message in &page.messages {
+            let apart = sent.abs_diff(message.unix_ms);
+            assert!(apart < 1_000, "seed {seed}: {} has another time, by {apart} ms", message.text);
+        }
+        check_disks(&mut world);
+    }
+}
