@@ -78,11 +78,11 @@ fn every_mutant_is_named_after_a_rule_and_says_how_it_is_killed() {
         assert!(!removed.is_empty(), "{name} does not say what is taken away");
         let is_way = match killed_by.split_once("::") {
             Some((module, test)) => source(module).is_ok_and(|text| text.contains(&format!("fn {test}()"))),
-            None => ["swarm", "liveness", "harmless", "lives"].contains(&killed_by),
+            None => ["swarm", "liveness", "harmless"].contains(&killed_by),
         };
         assert!(
             is_way,
-            "{name}: found {killed_by}, expected swarm, liveness, a test of the simulation, harmless or lives"
+            "{name}: found {killed_by}, expected swarm, liveness, a test of the simulation or harmless"
         );
     }
 }

@@ -139,7 +139,7 @@ impl State {
         let mut own_name = name.to_owned();
         if let Some(other) = self.directory.named(name) {
             let theirs = self.account(other).expect("every name has an account");
-            if (theirs.created_unix_ms, other) <= (stamp.unix_ms, id) {
+            if (theirs.created_unix_ms, other) <= (stamp.unix_ms, id) || removed!("R6-earlier") {
                 own_name = self.directory.free_name(name);
                 self.note_conflict(
                     stamp,
@@ -177,7 +177,14 @@ impl State {
         if self.mailboxes.order(id).is_none() {
             let reuse = self.emission.is_none();
             let from = self.directory.handle_of_any(sender, reuse);
-            let message = Message { id, from, to, unix_ms: stamp.unix_ms, late: true, text: text.into() };
+            let message = Message {
+                id,
+                from,
+                to,
+                unix_ms: stamp.unix_ms,
+                late: !removed!("R10-late"),
+                text: text.into(),
+            };
             self.mailboxes.add(&mut self.directory, stamp.order, message, false);
             outcome.queued = Some((recipient, id));
         }
@@ -195,7 +202,9 @@ impl State {
     ) {
         let (request, command) = (entered.request, entered.command.kind());
         let conflict = Conflict { reason, command, request, unix_ms: stamp.unix_ms, account, other, text };
-        self.conflicts.add(stamp.order, conflict);
+        if !removed!("R6-told") {
+            self.conflicts.add(stamp.order, conflict);
+        }
     }
 }
 

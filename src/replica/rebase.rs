@@ -263,7 +263,7 @@ impl Replica {
         if let Operation::Rebased { command, .. } = &operation {
             self.note_proposed_again(command);
         }
-        self.append_at(row.unix_ms, operation);
+        self.append_at(if removed!("R10-time") { self.unix_ms } else { row.unix_ms }, operation);
     }
 
     /// Tells a server whose batch is committed.

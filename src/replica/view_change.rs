@@ -740,7 +740,8 @@ impl Replica {
             self.persist_hard();
         }
         // T4: who rebases is not counted yet; whoever named it has heard of it too late.
-        if named.is_none() || self.rebases_as_learner() || !self.is_prefix_of(start, &views) {
+        let diverged = !self.is_prefix_of(start, &views) && !removed!("V7-views");
+        if named.is_none() || self.rebases_as_learner() || diverged {
             return self.become_learner(from, number);
         }
         self.stop_leading();
@@ -835,6 +836,7 @@ impl Replica {
             return self.become_backup();
         }
         let follow = match &self.role {
+            Role::Primary(_) if removed!("R1-lower") => false,
             Role::Primary(_) | Role::Backup => pulse.view > self.view.number,
             Role::Candidate(candidate) => pulse.view > candidate.number,
             Role::Installing(installing) => pulse.view > installing.view.number,
