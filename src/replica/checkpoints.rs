@@ -49,6 +49,8 @@ pub(super) struct Checkpointing {
     steps: VecDeque<Step>,
     /// How many bytes of entries have been applied since the last one.
     log_bytes: u64,
+    /// How large the state was at that one, or when this process started.
+    state_bytes: u64,
     last_applied_at: Instant,
     wanted: bool,
     not_before: Instant,
@@ -56,7 +58,7 @@ pub(super) struct Checkpointing {
 }
 
 impl Checkpointing {
-    pub(super) fn new(now: Instant, newest: LogIndex) -> Self {
+    pub(super) fn new(now: Instant, newest: LogIndex, state_bytes: u64) -> Self {
         Self {
             newest,
             older: LogIndex::ZERO,
@@ -64,6 +66,7 @@ impl Checkpointing {
             emitted: false,
             steps: VecDeque::new(),
             log_bytes: 0,
+            state_bytes,
             last_applied_at: now,
             wanted: false,
             not_before: now,
@@ -112,10 +115,10 @@ impl Replica {
         {
             return;
         }
-        let size = self.state.bytes_estimate();
-        let due_bytes = size.max(self.config.checkpoint_log_bytes_min);
+        let due_bytes = job.state_bytes.max(self.config.checkpoint_log_bytes_min);
         let outgrown = job.log_bytes >= due_bytes;
-        let quiet = size < SMALL_STATE_BYTES && self.now.since(job.last_applied_at) >= QUIET;
+        let small = self.state.bytes_estimate() < SMALL_STATE_BYTES;
+        let quiet = small && self.now.since(job.last_applied_at) >= QUIET;
         let read = job.read_by_learner.is_some_and(|at| self.now.since(at) < KEPT_FOR_LEARNER);
         // T3: what a learner reads stays for a while, but not at any price.
         let outgrown = outgrown && (!read || job.log_bytes >= OUTGROWN_CAP * due_bytes);
@@ -130,7 +133,7 @@ impl Replica {
         self.state.begin_checkpoint();
         let job = &mut self.checkpointing;
         (job.writing, job.emitted, job.wanted) = (Some(index), false, false);
-        job.log_bytes = 0;
+        (job.log_bytes, job.state_bytes) = (0, self.state.bytes_estimate());
         let (views, digest) = (self.log.views_through(index), self.state.digest());
         self.give_step(CheckpointStep::Begin { position, views, digest });
     }
@@ -210,7 +213,8 @@ impl Replica {
         if self.checkpointing.writing.is_none() {
             return; // It had been given up already.
         }
-        self.checkpointing.not_before = self.now + RETRIED_AFTER;
+        let job = &mut self.checkpointing;
+        (job.not_before, job.wanted) = (self.now + RETRIED_AFTER, true);
         self.warn(format!("a checkpoint failed, the log goes on without it: {error}"));
         self.abandon_checkpoint();
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lastword::message::{Response, View};
 use lastword::replica::Event;
+use lastword::storage::Disk as _;
 use lastword::types::ViewNumber;
 
 use crate::client::{Ended, Op};
@@ -807,6 +808,25 @@ fn a_row_that_rots_in_a_log_that_has_lost_is_given_up_and_those_behind_it_are_pr
         waiting.sort();
         assert_eq!(waiting, ["from 0, hardly begun", "from 1, hardly begun"]);
         heal_and_check(&mut world);
+    }
+}
+
+/// T3: where nothing is deleted the state grows as fast as the log, which must be compared with the last checkpoint.
+#[test]
+fn a_log_is_not_left_without_a_checkpoint_because_the_state_grows_as_fast() {
+    let mut world = begin(world_with(1, Swarm { checkpoint_bytes: 2_000, ..Swarm::calm() }));
+    for _ in 0..120 {
+        send(&mut world, ALICE, BOB, &"kept ".repeat(40));
+    }
+    for server in &world.servers {
+        let newest = server
+            .disk
+            .list("checkpoints")
+            .expect("it can be listed")
+            .into_iter()
+            .filter_map(|name| name.parse::<u64>().ok())
+            .max();
+        assert!(newest.is_some_and(|index| index > 40), "server {}: {newest:?}", server.at + 1);
     }
 }
 
