@@ -25,7 +25,7 @@ pub(super) const PATIENCE_TIMES_MAX: u32 = 14;
 /// How long a server may take to say how it is.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a listening client asks whether its connection still lives.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Messages whose ids are remembered so that they are not delivered again (R9).
 const DELIVERED_IDS_MAX: usize = 200_000;
 /// Most servers a client remembers.

@@ -6,7 +6,9 @@
 //! everything that was begun meanwhile goes out in one write.
 
 use super::error::ClientError;
-use super::failover::{CONNECT_TIMEOUT, PATIENCE, PATIENCE_TIMES_MAX, READ_NUMBER_FIRST, find_other_leader};
+use super::failover::{
+    CONNECT_TIMEOUT, PATIENCE, PATIENCE_TIMES_MAX, PING_INTERVAL, READ_NUMBER_FIRST, find_other_leader,
+};
 use super::policy::{Failure, Policy};
 use super::session_store::StoredSession;
 use crate::chat::command::MessageView;
@@ -291,21 +293,22 @@ impl Pipeline {
     /// When to look whether the server is silent, or whether what was held back may go out again.
     fn next_deadline(&self) -> Instant {
         let link = self.link.as_ref().expect("called with a link");
-        let patience = link.heard.max(self.oldest_begun()) + PATIENCE * (link.silences + 1);
-        self.held_until.map_or(patience, |until| until.min(patience))
-    }
-
-    /// A server that owes nothing is not silent.
-    fn oldest_begun(&self) -> Instant {
         let oldest = self.numbered.values().next().or(self.unnumbered.front());
-        oldest.map_or_else(Instant::now, |flight| flight.begun)
+        let resuming = link.resuming.map(|_| link.heard);
+        let silent = match oldest.map(|flight| flight.begun.max(link.heard)).or(resuming) {
+            Some(owed_since) => owed_since + PATIENCE * (link.silences + 1),
+            // A server that owes nothing is not silent.
+            None => link.heard + PING_INTERVAL,
+        };
+        self.held_until.map_or(silent, |until| until.min(silent))
     }
 
     async fn on_deadline(&mut self) -> Result<(), Failed> {
         if self.held_until.is_some_and(|until| until <= Instant::now()) {
             return Ok(());
         }
-        if self.numbered.is_empty() && self.unnumbered.is_empty() {
+        let link = self.link.as_ref().expect("called with a link");
+        if self.numbered.is_empty() && self.unnumbered.is_empty() && link.resuming.is_none() {
             // Whoever only listens has to ask, or would never learn that nobody is there any more.
             self.begin(Request::Ping, Instant::now());
             return Ok(());

@@ -10,11 +10,11 @@ use std::time::Duration;
 use lastword::message::Status;
 use lastword::prng::Prng;
 
-use crate::oracle::check_invariants;
 use crate::check::tables::EqualTables;
 use crate::client::{Ended, Op};
 use crate::faults::FaultCounts;
 use crate::nemesis::Mishap;
+use crate::oracle::check_invariants;
 use crate::server::Death;
 use crate::swarm::Swarm;
 use crate::trace::Trace;
