@@ -774,10 +774,9 @@ impl Replica {
         let heard = |peer: &&Peer| !peer.is_silent_for(self.now, SUSPICION) && !peer.is_refused();
         let reached = 1 + self.peers.values().filter(heard).count();
         let refused = self.peers.values().filter(|peer| peer.is_refused()).count();
-        let majority = self.configured.len() / 2 + 1;
         // Whoever is refused is dead for certain: only the silent ones may be a majority that goes on elsewhere.
         let silent = self.configured.len() - reached - refused;
-        if reached >= majority || silent == 0 || removed!("V11-minority") {
+        if reached >= self.majority() || silent == 0 || removed!("V11-minority") {
             SUSPICION
         } else {
             SUSPICION + MINORITY_GRACE
@@ -801,24 +800,33 @@ impl Replica {
                 || self.peers.get(&member.server).is_some_and(|peer| peer.incarnation > member.incarnation))
     }
 
-    /// V2: whether this server is continuous. A primary must have been in touch with each member that is gone, a
-    /// backup with its primary.
+    /// V2: whether this server is continuous. It must have been in touch with each member that is gone, for that one may
+    /// have dropped it and gone on; a backup with its primary in any case.
     fn is_continuous(&self) -> bool {
-        let in_touch = |member: &Member| {
-            member.server == self.me
-                || self.peers.get(&member.server).is_some_and(|peer| {
-                    let silence = self.is_dead(member.server) && !peer.is_refused();
-                    peer.was_in_touch(self.now, member.incarnation, silence)
-                })
-        };
         if !self.whole_life && !removed!("V2-same-life") {
             return false;
         }
-        if self.view.primary() == self.me {
-            self.view.members.iter().filter(|member| self.is_gone(**member)).all(in_touch)
-        } else {
-            self.view.member(self.view.primary()).as_ref().is_some_and(in_touch)
-        }
+        let primary = self.view.primary();
+        let matters = |member: &&Member| member.server == primary || self.is_gone(**member);
+        let in_touch = |member: &Member| {
+            self.peers.get(&member.server).is_none_or(|peer| {
+                let silence = self.is_dead(member.server) && !peer.is_refused();
+                peer.was_in_touch(self.now, member.incarnation, silence, self.drops_late(member.server))
+            })
+        };
+        self.view.exists() && self.view.members.iter().filter(matters).all(in_touch)
+    }
+
+    /// Whether that member could have dropped this server only together with fewer than a majority: without the primary,
+    /// and after waiting 3 s more (V11).
+    fn drops_late(&self, member: ServerId) -> bool {
+        let primary = self.view.primary();
+        let others = self.view.members.iter().filter(|other| ![self.me, primary].contains(&other.server));
+        ![self.me, member].contains(&primary) && others.count() < self.majority()
+    }
+
+    fn majority(&self) -> usize {
+        self.configured.len() / 2 + 1
     }
 
     /// What this server says of itself in a view change.

@@ -130,6 +130,30 @@ fn a_server_that_has_heard_of_a_view_without_it_does_not_lead_with_old_data() {
     }
 }
 
+/// V2: those who have dropped it are all gone, and it was in touch with its primary to the end.
+#[test]
+fn a_backup_that_lost_touch_with_the_others_does_not_lead_with_old_data_when_they_are_gone() {
+    for seed in 0..6 {
+        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
+        for at in [3, 4] {
+            world.start(at);
+        }
+        let mut world = begin(world);
+        let primary = await_leader(&mut world);
+        let away = others(&world, primary)[usize::try_from(seed % 4).expect("small")];
+        let rest: Vec<usize> = others(&world, away).into_iter().filter(|&at| at != primary).collect();
+        rest.iter().for_each(|&other| world.block(away, other, false));
+        world.run_for(Duration::from_millis(700));
+        world.crash(primary, Death::Kill);
+        await_dropped(&mut world, away);
+        send(&mut world, ALICE, BOB, "while it was away");
+        rest.iter().for_each(|&other| world.crash(other, Death::Kill));
+        rest.iter().for_each(|&other| world.unblock(away, other));
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        heal_and_check(&mut world);
+    }
+}
+
 /// V4: only the backup that comes second has the last entries of a primary that dies. The first one takes them over
 /// before it leads; otherwise the other could not follow it, and the view would come about without that one, later.
 #[test]
