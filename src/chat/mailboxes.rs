@@ -81,13 +81,25 @@ impl Mailboxes {
     ) -> bool {
         let Entry::Vacant(id) = self.ids.entry(message.id) else { return false };
         id.insert(order);
-        directory.mention(message.from);
-        directory.mention(message.to);
         let (low, high) = conversation(directory, &message);
         self.conversations.insert((low, high, order));
         if low != Handle::DELETED {
             self.partners.insert((high, low));
         }
+        self.add_row(directory, order, message, delivered);
+        true
+    }
+
+    /// Adds a message that can't be looked up by its id or its accounts before [`Mailboxes::build_lookups`].
+    pub(super) fn add_row(
+        &mut self,
+        directory: &mut Directory,
+        order: u64,
+        message: Message,
+        delivered: bool,
+    ) {
+        directory.mention(message.from);
+        directory.mention(message.to);
         self.bytes += row_bytes(&message);
         if delivered {
             self.delivered.insert(order, message);
@@ -95,7 +107,34 @@ impl Mailboxes {
             directory.wait(message.to, order);
             self.queued.insert(order, message);
         }
-        true
+    }
+
+    /// After [`Mailboxes::add_row`]: makes all messages found by their ids and their accounts, sorted first, which
+    /// takes a fraction of the time and two thirds of the space of adding one after the other.
+    ///
+    /// # Errors
+    /// Two messages have the same id: the orders of both.
+    pub(super) fn build_lookups(&mut self, directory: &Directory) -> Result<(), [u64; 2]> {
+        let all = || self.queued.iter().chain(self.delivered.iter());
+        let mut ids = Vec::with_capacity(self.queued.len() + self.delivered.len());
+        ids.extend(all().map(|(order, message)| (message.id, order)));
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err([pair[0].1, pair[1].1]);
+        }
+        self.ids = ids.into_iter().collect();
+        let mut conversations = Vec::with_capacity(self.ids.len());
+        conversations.extend(all().map(|(order, message)| {
+            let (low, high) = conversation(directory, message);
+            (low, high, order)
+        }));
+        conversations.sort_unstable();
+        let existing = conversations.iter().filter(|(low, ..)| *low != Handle::DELETED);
+        let mut partners: Vec<_> = existing.map(|(low, high, _)| (*high, *low)).collect();
+        partners.dedup();
+        self.partners = partners.into_iter().collect();
+        self.conversations = conversations.into_iter().collect();
+        Ok(())
     }
 
     /// The recipient has a message: it no longer waits.

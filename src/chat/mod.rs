@@ -35,7 +35,7 @@ mod tests;
 mod validate;
 
 pub use checkpoint::{Slice, Table};
-pub use restore::Restore;
+pub use restore::{Restore, Unfit};
 pub use validate::{valid_name, valid_password, valid_text};
 
 use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};

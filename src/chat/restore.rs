@@ -1,9 +1,13 @@
 //! Builds the state from the rows of a checkpoint.
 
+use std::collections::HashMap;
+
+use super::accounts::Handle;
 use super::applied::{AppliedRow, Run};
 use super::command::{Command, ConflictReason, Reply, parse_hash};
 use super::conflicts::Conflict;
-use super::mailboxes::Message;
+use super::mailboxes::{Mailboxes, Message};
+use super::table::SnapshotTable;
 use super::{Account, Session, State, Table};
 use crate::row::{Fields, RowError};
 use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId, RequestNumber, ServerId};
@@ -14,13 +18,37 @@ pub struct Restore {
     state: State,
     /// The table of the row before.
     table: Table,
+    /// Of the accounts that exist and those that messages name: most rows name two, in no order.
+    handles: HashMap<AccountId, Handle>,
+}
+
+/// What does not fit together though each row by itself is right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// A row contradicts another one.
+    #[error("row {row} of {}: {error}", .table.file_name())]
+    Row {
+        /// In which table.
+        table: Table,
+        /// Which row, counted from 1.
+        row: u64,
+        /// What is wrong with it.
+        error: RowError,
+    },
+    /// Several rows together are wrong.
+    #[error("{0}")]
+    Rows(String),
 }
 
 impl Restore {
     /// Starts an empty state as of `index`; `digest` is what [`State::digest`] was then.
     #[must_use]
     pub fn new(index: LogIndex, digest: [u8; 32]) -> Self {
-        Self { state: State { index, digest, ..State::default() }, table: Table::Users }
+        Self {
+            state: State { index, digest, ..State::default() },
+            table: Table::Users,
+            handles: HashMap::new(),
+        }
     }
 
     /// Takes one row, parsed into the fields of [`Table::header`], without its checksum.
@@ -52,8 +80,10 @@ impl Restore {
     ///
     /// # Errors
     /// What does not fit together.
-    pub fn finish(self) -> Result<State, String> {
-        self.state.check_restored()?;
+    pub fn finish(mut self) -> Result<State, Unfit> {
+        let State { directory, mailboxes, .. } = &mut self.state;
+        mailboxes.build_lookups(directory).map_err(|orders| same_id(mailboxes, orders))?;
+        self.state.check_restored().map_err(Unfit::Rows)?;
         Ok(self.state)
     }
 
@@ -77,25 +107,28 @@ impl Restore {
         };
         directory.add(id, account, true);
         directory.note_active(id, LogIndex(fields.value(5, "an index")?));
+        self.handles.insert(id, directory.handle(id).expect("it was just added"));
         Ok(())
     }
 
     fn message(&mut self, fields: &Fields, delivered: bool) -> Result<(), RowError> {
         let State { directory, mailboxes, index, .. } = &mut self.state;
         let id = MessageId(fields.value(0, "a message id")?);
-        ensure(mailboxes.order(id).is_none(), fields, 0, "an id that no other message has")?;
         let order: u64 = fields.value(1, "the message's place in the order of all")?;
         let table = if delivered { &mailboxes.delivered } else { &mailboxes.queued };
         ensure(table.last_key() < Some(order), fields, 1, "an order above that of the row before")?;
-        ensure(mailboxes.message(order).is_none(), fields, 1, "an order that no queued message has")?;
+        let free = !delivered || !mailboxes.queued.contains(order);
+        ensure(free, fields, 1, "an order that no queued message has")?;
         ensure((1..=index.0).contains(&order), fields, 1, "an order up to the checkpoint's index")?;
         let from = AccountId(fields.value(2, "an account id")?);
         let to = AccountId(fields.value(3, "an account id")?);
+        let handles = &mut self.handles;
+        let exists = |id| handles.get(&id).is_some_and(|handle| directory.is_live(*handle));
         if delivered {
-            let known = directory.accounts.contains(from) || directory.accounts.contains(to);
+            let known = exists(from) || exists(to);
             ensure(known, fields, 3, "the sender or the recipient in user_table.csv")?;
         } else {
-            ensure(directory.accounts.contains(to), fields, 3, "the id of an account in user_table.csv")?;
+            ensure(exists(to), fields, 3, "the id of an account in user_table.csv")?;
         }
         let unix_ms = fields.value(4, "milliseconds since 1970")?;
         let late = match fields.raw(5) {
@@ -104,8 +137,9 @@ impl Restore {
             _ => return Err(fields.error(5, "late or nothing")),
         };
         let text = fields.text(6)?.into();
-        let [from, to] = [from, to].map(|id| directory.handle_of_any(id, true));
-        mailboxes.add(directory, order, Message { id, from, to, unix_ms, late, text }, delivered);
+        let mut handle = |id| *handles.entry(id).or_insert_with(|| directory.handle_of_any(id, true));
+        let (from, to) = (handle(from), handle(to));
+        mailboxes.add_row(directory, order, Message { id, from, to, unix_ms, late, text }, delivered);
         Ok(())
     }
 
@@ -189,6 +223,19 @@ impl Restore {
         conflicts.add(order, conflict);
         Ok(())
     }
+}
+
+/// Which row says that two messages have the same id: the later one of the checkpoint.
+fn same_id(mailboxes: &Mailboxes, orders: [u64; 2]) -> Unfit {
+    let later = |table| orders.into_iter().filter(|order| SnapshotTable::contains(table, *order)).max();
+    let (table, rows, order) = match later(&mailboxes.delivered) {
+        Some(order) => (Table::Delivered, &mailboxes.delivered, order),
+        None => (Table::Queued, &mailboxes.queued, orders[1]),
+    };
+    let before = rows.iter().take_while(|(other, _)| *other < order).count() as u64;
+    let found = rows.row(order).map(|message| message.id.to_string()).unwrap_or_default();
+    let error = RowError::Field { field: 1, found, expected: "an id that no other message has" };
+    Unfit::Row { table, row: before + 1, error }
 }
 
 fn client_id(fields: &Fields, field: usize) -> Result<ClientId, RowError> {

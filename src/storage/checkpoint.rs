@@ -12,7 +12,7 @@ use super::error::StorageError;
 use super::lines::{Lines, buffer_for};
 use super::record::{format_views, parse_views};
 use crate::chat::command::{Hex, parse_hash};
-use crate::chat::{Restore, Slice, State, Table};
+use crate::chat::{Restore, Slice, State, Table, Unfit};
 use crate::config::BATCH_BYTES_MAX;
 use crate::message::{CheckpointResult, CheckpointStep, Installed, Position, ReadResult, ViewTable};
 use crate::row::{Fields, RowError, RowWriter, verify};
@@ -211,11 +211,17 @@ pub(super) fn load<D: Disk>(
             });
         }
     }
-    let expected = "tables that fit together".to_owned();
-    let state = restore.finish().map_err(|found| StorageError::File {
-        path: disk.display(directory),
-        found,
-        expected,
+    let state = restore.finish().map_err(|unfit| match unfit {
+        Unfit::Row { table, row, error } => {
+            let path = disk.display(&format!("{directory}/{}", table.file_name()));
+            // The header is line 1.
+            StorageError::Row { path, line: row + 1, error }
+        }
+        Unfit::Rows(found) => StorageError::File {
+            path: disk.display(directory),
+            found,
+            expected: "tables that fit together".into(),
+        },
     })?;
     Ok((state, manifest))
 }
