@@ -46,7 +46,7 @@ impl<'a, F: DiskFile> Lines<'a, F> {
         let mut searched = 0;
         loop {
             let rest = &self.buffer[self.start + searched..self.end];
-            if let Some(length) = rest.iter().position(|&b| b == b'\n') {
+            if let Some(length) = memchr::memchr(b'\n', rest) {
                 return Ok(Some(self.take(searched + length, true)));
             }
             searched = self.end - self.start;
