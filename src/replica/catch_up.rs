@@ -321,7 +321,15 @@ impl Replica {
         }
         let fits = self.append_from_peer(previous, entries);
         if fits == Err(Misfit::OtherLog) && matches!(self.role, Role::Learner(_)) {
-            return self.start_from_checkpoint("its log is not the leader's");
+            let own = self.log.last();
+            return match self.log.last_view_start() {
+                // A disk that was restored from a copy has led, and given out a number for the second time: the tables of
+                // views agree, and the rows don't (T2). What is surely shared ends before that view.
+                Some(start) if (previous.index, previous.view) == (own.index, own.view) => {
+                    self.on_diverged(from, view, own, LogIndex(start.0.saturating_sub(1)));
+                }
+                _ => self.start_from_checkpoint("its log is not the leader's"),
+            };
         }
         match &mut self.role {
             Role::Learner(learner) => {

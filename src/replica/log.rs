@@ -203,6 +203,11 @@ impl Log {
         self.views.iter().copied().filter(|start| start.start <= index).collect()
     }
 
+    /// Where the view of the last entry begins, if that is known.
+    pub(super) fn last_view_start(&self) -> Option<LogIndex> {
+        self.views.last().filter(|start| start.view == self.last().view).map(|start| start.start)
+    }
+
     /// The latest part of the table of views, for a peer.
     pub(super) fn recent_views(&self) -> ViewTable {
         self.views[self.views.len().saturating_sub(VIEWS_SENT_MAX)..].to_vec()
