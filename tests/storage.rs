@@ -12,7 +12,7 @@ use lastword::message::{
     CheckpointResult, CheckpointStep, Installed, Position, ReadResult, Standing, View, Write,
 };
 use lastword::prng::Prng;
-use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with};
+use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with, read_diverged};
 use lastword::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 use log_model::{Known, LIVE, hard, read_all, servers, take_checkpoint, view};
 
@@ -528,6 +528,23 @@ fn truncated_entries_are_never_read_and_stay_in_a_file_of_their_own() {
     let moved = disk.files().into_iter().find(|name| name.starts_with("diverged-5-1.1-")).unwrap();
     let moved = String::from_utf8(disk.bytes(&moved).unwrap()).unwrap();
     assert_eq!(moved.lines().count(), 4, "a header and three rows");
+}
+
+#[test]
+fn rows_moved_aside_last_are_read_first_and_leave_their_fork_to_the_older_ones() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    append(&mut opened, &mut known, 1, 10);
+    opened.log.write(&Write::Truncate { after: LogIndex(8) }).unwrap();
+    append(&mut opened, &mut known, 2, 3);
+    opened.log.write(&Write::Truncate { after: LogIndex(5) }).unwrap();
+    opened.log.sync().unwrap();
+    let mut forks = Vec::new();
+    while let ReadResult::Diverged(Some(rows)) = read_diverged(&disk, None) {
+        forks.push((rows.fork, rows.next.file.contains("-2.1-")));
+        opened.log.write(&Write::Forget { file: rows.next.file }).unwrap();
+    }
+    assert_eq!(forks, [(LogIndex(5), true), (LogIndex(5), false)]);
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub enum Read {
         /// The first byte.
         offset: u64,
     },
-    /// Diverged rows: from a place on, or from the first of the oldest file.
+    /// Diverged rows: from a place on, or from the first of the newest file.
     Diverged(Option<DivergedPlace>),
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Learner {
     /// When something was last asked for, and whether the answer is still awaited.
     asked: Instant,
     awaits: bool,
+    /// The leader's log goes on where this one ends: so all of this one is part of it.
+    pub(super) follows: bool,
     /// A checkpoint on its way.
     receiving: Option<Receiving>,
     /// Entries still missing when progress was last said.
@@ -52,7 +54,8 @@ struct Receiving {
 
 impl Learner {
     pub(super) fn new(leader: ServerId, view: ViewNumber, now: Instant) -> Self {
-        Self { leader, view, heard: now, asked: now, awaits: true, receiving: None, said_missing: 0 }
+        let (receiving, follows) = (None, false);
+        Self { leader, view, heard: now, asked: now, awaits: true, follows, receiving, said_missing: 0 }
     }
 
     pub(super) fn is_receiving(&self) -> bool {
@@ -334,6 +337,7 @@ impl Replica {
         match &mut self.role {
             Role::Learner(learner) => {
                 learner.awaits = false;
+                learner.follows |= fits.is_ok();
                 self.commit_through(commit);
                 self.continue_learning(last);
             }

@@ -2,9 +2,10 @@
 //!
 //! Whoever finds that its log has parted from the leader's moves the rows above the fork to a file before it cuts
 //! (`catch_up`). From then on it is *rebasing*: it is not taken into a view, reads its files batch by batch, and has
-//! the primary propose each row again under its own id. What becomes of a row is decided when it is applied. When all
-//! rows of a file are committed, the file goes. A crash in between repeats a batch, and a row that was applied already
-//! changes nothing.
+//! the primary propose each row again under its own id. What a row needs must come before it: so the newest file is
+//! first, since its rows lay below the fork of an older one, and none is given before what is left of the own log is part
+//! of the leader's. What becomes of a row is decided when it is applied. When all rows of a file are committed, the file
+//! goes. A crash in between repeats a batch, and a row that was applied already changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub(super) struct Rebasing {
     left: u64,
 }
 
-/// What is being done about the oldest file.
+/// What is being done about the newest file.
 #[derive(Debug)]
 enum Step {
     /// Nothing yet.
@@ -66,11 +67,14 @@ impl Rebasing {
         Self { pending, moving: 0, moved: false, diverging: false, step: Step::Idle, left: 0 }
     }
 
-    /// Rows are being moved aside.
+    /// Rows are being moved aside. They go before those of all earlier files.
     pub(super) fn begin(&mut self) {
         self.pending = true;
         self.moving += 1;
         self.moved = true;
+        if matches!(self.step, Step::Proposing(_)) {
+            self.step = Step::Idle;
+        }
     }
 
     /// Their file is on disk.
@@ -104,7 +108,7 @@ impl Replica {
     // -- Whose log has lost -------------------------------------------------------------------------------------------
 
     pub(super) fn tick_rebase(&mut self) {
-        if !self.rebasing.pending || self.is_occupied() || self.leader().is_none() {
+        if !self.rebasing.pending || self.is_occupied() || self.leader_and_view().is_none() {
             return;
         }
         match &self.rebasing.step {
@@ -125,11 +129,11 @@ impl Replica {
     }
 
     pub(super) fn on_diverged_read(&mut self, rows: Option<DivergedRows>) {
+        if self.rebasing.moved {
+            self.rebasing.step = Step::Idle;
+            return;
+        }
         let Some(rows) = rows else {
-            if self.rebasing.moved {
-                self.rebasing.step = Step::Idle;
-                return;
-            }
             self.rebasing = Rebasing::new(self.rebasing.diverging);
             return self.say("all that only this server had is committed again".to_owned());
         };
@@ -168,9 +172,10 @@ impl Replica {
         }
     }
 
+    /// Who leads the log of which this one is part.
     fn leader_and_view(&self) -> Option<(ServerId, ViewNumber)> {
         match &self.role {
-            Role::Learner(learner) => Some((learner.leader, learner.view)),
+            Role::Learner(learner) => learner.follows.then_some((learner.leader, learner.view)),
             Role::Primary(_) | Role::Backup => Some((self.view.primary(), self.view.number)),
             _ => None,
         }

@@ -1,8 +1,9 @@
 //! Rows that another server's log has won over: `diverged-FORK-VIEW-SEQUENCE.csv` (R2).
 //!
-//! A file holds the rows above the fork as they stood in the log. They are proposed again, oldest file first, and each
-//! file goes when all of its rows are committed (R7). What can't be read in it can't be proposed: then it stays, under
-//! a name that nobody reads.
+//! A file holds the rows above the fork as they stood in the log. They are proposed again, newest file first: the rows
+//! that a file's own rows were made after are in the log, or have been moved aside since. Each file goes when all of its
+//! rows are committed (R7), and leaves its fork to the older ones: what all logs share ends there. What can't be read in
+//! it can't be proposed: then it stays, under a name that nobody reads.
 
 use std::sync::Arc;
 
@@ -31,14 +32,14 @@ fn parse(name: &str) -> Option<(LogIndex, u64)> {
     parts.next().is_none().then_some((LogIndex(fork.parse().ok()?), sequence.parse().ok()?))
 }
 
-/// All such files, oldest first: sequence number, fork, name.
+/// All such files, newest first: sequence number, fork, name.
 fn files<D: Disk>(disk: &D) -> Result<Vec<(u64, LogIndex, String)>, StorageError> {
     let names = attempt(disk, "list", "", disk.list(""))?;
     let mut files: Vec<_> = names
         .into_iter()
         .filter_map(|name| parse(&name).map(|(fork, sequence)| (sequence, fork, name)))
         .collect();
-    files.sort();
+    files.sort_by(|one, other| other.cmp(one));
     Ok(files)
 }
 
@@ -47,7 +48,7 @@ pub(super) fn exist<D: Disk>(disk: &D) -> Result<bool, StorageError> {
     files(disk).map(|files| !files.is_empty())
 }
 
-/// Reads a batch of what is to be proposed again: from `place` on, or from the oldest file if there is no place.
+/// Reads a batch of what is to be proposed again: from `place` on, or from the newest file if there is no place.
 #[must_use]
 pub fn read_diverged<D: Disk>(disk: &D, place: Option<&DivergedPlace>) -> ReadResult {
     match read(disk, place) {
@@ -59,13 +60,9 @@ pub fn read_diverged<D: Disk>(disk: &D, place: Option<&DivergedPlace>) -> ReadRe
 fn read<D: Disk>(disk: &D, place: Option<&DivergedPlace>) -> Result<Option<DivergedRows>, StorageError> {
     let files = files(disk)?;
     let at = place.map_or(Some(0), |place| files.iter().position(|(.., name)| *name == place.file));
-    let Some((_, _, name)) = at.and_then(|at| files.get(at)) else { return Ok(None) };
-    // Since the file was written this server has followed another log, and may have been cut back from that one too,
-    // further than before: what all of them share ends at the lowest of the forks.
-    let later = files.iter().skip(at.unwrap_or(0));
-    let fork = later.map(|(_, fork, _)| *fork).min().expect("the file itself is among them");
+    let Some((_, fork, name)) = at.and_then(|at| files.get(at)) else { return Ok(None) };
     let mut rows = DivergedRows {
-        fork,
+        fork: *fork,
         entries: Vec::new(),
         next: DivergedPlace { file: name.clone(), offset: place.map_or(0, |place| place.offset) },
         ends: true,
@@ -128,9 +125,16 @@ fn visit<D: Disk>(
 }
 
 /// R7: a file goes when each of its rows is committed. One in which some rows can't be read is kept for a person.
+/// Since the older ones were written this server has followed another log, and was cut back from that one too, perhaps
+/// further than before: they have its fork from now on if it is lower than their own.
 pub(super) fn forget<D: Disk>(disk: &D, name: &str) -> Result<(), StorageError> {
     if !attempt(disk, "look for", name, disk.exists(name))? {
         return Ok(());
+    }
+    let (fork, sequence) = parse(name).expect("the name of a file of diverged rows");
+    for (_, _, older) in files(disk)?.into_iter().filter(|(at, own, _)| *at < sequence && *own > fork) {
+        let (_, rest) = older["diverged-".len()..].split_once('-').expect("its name was parsed");
+        rename(disk, &older, &format!("diverged-{fork}-{rest}"))?;
     }
     if visit(disk, name, 0, |_, _| true)? > 0 {
         return rename(disk, name, &format!("rotten-{name}"));
