@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -58,10 +58,11 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 pub struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
 
 impl Lines {
-    fn gather(stream: impl Read + Send + 'static) -> Self {
+    /// The thread ends with the stream.
+    fn gather(stream: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
         let lines = Self::default();
         let gathered = lines.clone();
-        thread::spawn(move || {
+        let reading = thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {
                 let Ok(line) = line else { return };
                 let (lines, changed) = &*gathered.0;
@@ -69,7 +70,7 @@ impl Lines {
                 changed.notify_all();
             }
         });
-        lines
+        (lines, reading)
     }
 
     pub fn all(&self) -> Vec<String> {
@@ -90,6 +91,7 @@ pub struct Server {
     child: Child,
     pub out: Lines,
     pub err: Lines,
+    reading: Vec<JoinHandle<()>>,
 }
 
 impl Server {
@@ -115,9 +117,9 @@ impl Server {
             .env("NO_COLOR", "1")
             .spawn()
             .expect("the server's binary starts");
-        let out = Lines::gather(child.stdout.take().unwrap());
-        let err = Lines::gather(child.stderr.take().unwrap());
-        Self { child, out, err }
+        let (out, reading_out) = Lines::gather(child.stdout.take().unwrap());
+        let (err, reading_err) = Lines::gather(child.stderr.take().unwrap());
+        Self { child, out, err, reading: vec![reading_out, reading_err] }
     }
 
     pub fn pid(&self) -> u32 {
@@ -129,10 +131,12 @@ impl Server {
         kill_process(pid, signal).expect("the process is ours");
     }
 
-    /// Waits until the process has ended by itself.
+    /// Waits until the process has ended by itself; then all that it has written is there.
     pub fn wait(&mut self) -> ExitStatus {
         let child = &mut self.child;
-        wait_for("a server ends", || child.try_wait().unwrap())
+        let status = wait_for("a server ends", || child.try_wait().unwrap());
+        self.reading.drain(..).for_each(|reading| reading.join().unwrap());
+        status
     }
 
     pub fn is_running(&mut self) -> bool {
