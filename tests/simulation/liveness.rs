@@ -77,7 +77,8 @@ pub(crate) fn run_seed(seed: u64, trace: Trace, world: &mut Option<World>) -> Ou
 /// down or paused stays so, and only sets with the leader of the latest view may.
 ///
 /// A server that was paused until a moment ago, or has lost touch for a quarter of a second, can't go on alone, and
-/// must not (V2). So the core is chosen when all members of the view follow its leader.
+/// must not (V2); nor can one that has started just now, before all others have connected to it. So the core is chosen
+/// when all members of the view follow its leader and have been in touch with each other.
 fn choose_core(world: &mut World) -> Vec<usize> {
     let servers = world.servers.len();
     if world.nemesis.chance(1, 2) {
@@ -89,14 +90,14 @@ fn choose_core(world: &mut World) -> Vec<usize> {
     world.healed = true;
     world.network.heal();
     world.run_for(Duration::from_secs(1));
-    if !world.run_until(Duration::from_secs(5), is_at_rest) {
+    if !comes_to_rest(world, Duration::from_secs(5)) {
         world.heal();
         world.run_for(Duration::from_secs(1));
-        let rests = world.run_until(LEADER_MAX, is_at_rest);
-        assert!(rests, "no leader {LEADER_MAX:?} after the last fault; {}", describe(world));
+        await_rest(world);
     }
     if world.split && !is_whole(world) {
         unite(world); // Meanwhile a cold start has gone on without somebody.
+        await_rest(world);
     }
     let leader = if is_whole(world) { 0 } else { 1 << world.latest_leader().expect("it is at rest") };
     let bits = world.nemesis.below(1 << servers) | leader;
@@ -111,13 +112,32 @@ fn unite(world: &mut World) {
     assert!(whole, "not whole {LEADER_MAX:?} after a split; {}", describe(world));
 }
 
-/// Whether somebody leads the latest view, with a disk that works, and all its members follow.
+fn await_rest(world: &mut World) {
+    let rests = comes_to_rest(world, LEADER_MAX);
+    assert!(rests, "no leader {LEADER_MAX:?} after the last fault; {}", describe(world));
+}
+
+/// Whether within that time everybody is at rest, and still is a few heartbeats later.
+fn comes_to_rest(world: &mut World, within: Duration) -> bool {
+    let deadline = world.now + within;
+    while world.run_until(deadline.since(world.now), is_at_rest) {
+        world.run_for(DELAY_MAX * 10);
+        if is_at_rest(world) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether somebody leads the latest view, with a disk that works, and all its members follow and are connected.
 fn is_at_rest(world: &mut World) -> bool {
     let Some(leader) = world.latest_leader() else { return false };
     let view = world.servers[leader].replica().expect("it leads").installed_view();
-    view.members.iter().all(|member| {
-        let server = &world.servers[usize::from(member.server.0) - 1];
+    let places: Vec<_> = view.members.iter().map(|member| usize::from(member.server.0) - 1).collect();
+    places.iter().all(|&at| {
+        let server = &world.servers[at];
         let now = server.clock.monotonic(world.now);
+        let is_connected = |&other: &usize| other == at || world.network.are_connected(at, other);
         server.is_running()
             && !server.restarts
             && server.process.as_ref().is_some_and(|process| {
@@ -125,6 +145,7 @@ fn is_at_rest(world: &mut World) -> bool {
                     && process.replica.installed_view() == view
                     && ["primary", "backup"].contains(&process.replica.status(now).role.as_str())
             })
+            && places.iter().all(is_connected)
     })
 }
 

@@ -162,6 +162,13 @@ impl Network {
         &mut self.links[owner * self.servers + peer]
     }
 
+    /// Whether each of the two has a connection to the other.
+    pub(crate) fn are_connected(&self, one: usize, other: usize) -> bool {
+        [(one, other), (other, one)]
+            .iter()
+            .all(|&(owner, peer)| self.links[owner * self.servers + peer].peer_life != 0)
+    }
+
     fn path(&self, from: usize, to: usize) -> Path {
         self.paths[from * self.servers + to]
     }
