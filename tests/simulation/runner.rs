@@ -177,7 +177,7 @@ pub(crate) fn is_whole(world: &mut World) -> bool {
 }
 
 /// The files of rows that another server's log has won over, and whose they are.
-fn diverged_files(world: &World) -> Vec<String> {
+pub(crate) fn diverged_files(world: &World) -> Vec<String> {
     let of = |at: usize| {
         let files = world.servers[at].disk.files().into_iter().filter(|file| file.starts_with("diverged-"));
         files.map(move |file| format!("server {} keeps {file}", at + 1))

@@ -7,7 +7,7 @@ use lastword::replica::{Event, FirstRole};
 
 use crate::client::{Ended, Op};
 use crate::faults::Fault;
-use crate::runner::{check_disks, describe, is_whole};
+use crate::runner::{check_disks, describe, diverged_files, is_whole};
 use crate::scenarios::{
     ALICE, BOB, LATER, SOON, await_dropped, await_leader, begin, installed_view, is_done, new_world, send,
     world_with,
@@ -360,6 +360,56 @@ fn a_learner_whose_own_log_has_lost_loses_once_more_and_loses_nothing() {
         world.run_for(Duration::from_millis(30 * (moment % 9)));
         check_all(&mut world, &sent);
     }
+}
+
+/// R2, R3: an account that two servers share sends on one of them alone. The rows of that lie aside when the third server's
+/// log wins over what the two shared: the account must be there again before its messages are.
+#[test]
+fn an_account_that_two_of_three_share_comes_back_before_what_it_sent_on_one_of_them() {
+    let mut aside = 0;
+    for moment in 0..32 {
+        let mut world = world_of_three(moment % 5);
+        let mut sent = vec![Vec::new(); 4];
+        split(&mut world, &[&[0, 2], &[1]]);
+        let together = |world: &mut World| {
+            serves(world, 1)
+                && [0, 2].iter().any(|&at| serves(world, at) && installed_view(world, at).members.len() == 2)
+        };
+        assert!(world.run_until(LATER, together), "seed {moment}: {}", describe(&world));
+        (0..3).for_each(|at| pin(&mut world, at, at));
+        let dave = world.add_client();
+        let leads = if serves(&world, 0) { 0 } else { 2 };
+        pin(&mut world, dave, leads);
+        assert!(is_done(world.wait_for_client(dave, LATER).as_ref()), "seed {moment}: {}", describe(&world));
+        world.block(0, 2, false);
+        await_serving(&mut world, &[0, 1, 2]);
+        pin(&mut world, dave, 2);
+        for number in 0..3 {
+            let text = format!("from a new account, {number}");
+            send(&mut world, dave, CAROL, &text);
+            sent[CAROL].push(text);
+        }
+        // With each start it leads a later view: server 2 loses to either of the others.
+        for at in [0, 0, 0, 1, 1, 1, 1, 1, 1] {
+            world.crash(at, Death::Kill);
+            world.start(at);
+            await_serving(&mut world, &[at]);
+        }
+        world.unblock(0, 2);
+        world.run_until(SOON, |world| !diverged_files(world).is_empty());
+        world.run_for(Duration::from_millis(moment));
+        world.crash(0, Death::Kill);
+        world.crash(2, Death::Kill);
+        aside += u32::from(!diverged_files(&world).is_empty());
+        world.unblock(1, 2);
+        // Its rows are at hand before it hears that they are not the last to be moved.
+        let until = world.now + LATER;
+        world.network.slow_down(1, 2, Duration::from_millis(5 * (moment % 9)), until);
+        world.start(2);
+        world.run_for(Duration::from_millis(500));
+        check_all(&mut world, &sent);
+    }
+    assert!(aside > 4, "hardly ever did rows lie aside: {aside}");
 }
 
 /// Two servers are told to create the cluster while they don't reach each other.
