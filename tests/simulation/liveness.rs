@@ -117,12 +117,11 @@ fn await_rest(world: &mut World) {
     assert!(rests, "no leader {LEADER_MAX:?} after the last fault; {}", describe(world));
 }
 
-/// Whether within that time everybody is at rest, and still is a few heartbeats later.
+/// Whether within that time everybody is at rest, and goes on to be for a few heartbeats.
 fn comes_to_rest(world: &mut World, within: Duration) -> bool {
     let deadline = world.now + within;
     while world.run_until(deadline.since(world.now), is_at_rest) {
-        world.run_for(DELAY_MAX * 10);
-        if is_at_rest(world) {
+        if !world.run_until(DELAY_MAX * 10, |world| !is_at_rest(world)) {
             return true;
         }
     }
