@@ -24,6 +24,11 @@ pub use failover::{
 pub use pipeline::{Answer, Arrival, Pipeline};
 
 use crate::config::NAME_BYTES_MAX;
+use std::time::Duration;
+
+/// Whoever gets messages one by one waits so long for more, to acknowledge them together: each acknowledgement is an entry
+/// of the log. What was shown and is not acknowledged when the client is killed is shown again.
+pub const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(20);
 
 /// Checks that a text could be an account's name, before it becomes part of a path; servers check names themselves.
 ///

@@ -156,8 +156,9 @@ pub(crate) struct BenchArguments {
 pub(crate) enum Mix {
     /// Each client sends to an account of its own, which is not connected. Verified in history and mailbox
     Send,
-    /// The same to a connected account: sent, pushed and acknowledged by the recipient is one. Verified as received
-    /// once, in the history and no longer waiting. At most 5,000 clients, each with two connections
+    /// The same to a connected account: sent and received is one. The recipient acknowledges what it gets within 20 ms
+    /// together. Verified as received once, in the history and no longer waiting. At most 5,000 clients, each with two
+    /// connections
     Deliver,
     /// Password logins, hash and all, each over a new connection into a new session: this measures how many passwords
     /// the primary hashes (two at a time). A window of at most 5. The 16 latest sessions of each account are verified

@@ -7,7 +7,9 @@ use crate::output::{
 };
 use crate::password::given_or_typed;
 use lastword::chat::command::MessageView;
-use lastword::client::{Client, Done, LoggedIn, Password, STATUS_TIMEOUT, Sent, status_of_all};
+use lastword::client::{
+    ACKNOWLEDGE_WITHIN, Client, Done, LoggedIn, Password, STATUS_TIMEOUT, Sent, status_of_all,
+};
 use lastword::config::{PAGE_MAX, TEXT_BYTES_MAX};
 use lastword::message::Status;
 use lastword::types::MessageId;
@@ -16,6 +18,7 @@ use rustix::io::Errno;
 use serde_json::json;
 use std::collections::HashSet;
 use std::io::Read as _;
+use tokio::time::{Instant, sleep_until};
 
 /// How many messages `listen` prints before it acknowledges them together.
 const ACKNOWLEDGE_TOGETHER_MAX: usize = 500;
@@ -246,9 +249,11 @@ async fn listen_on(client: &mut Client, json: bool) -> Result<(), Stop> {
     client.set_timeout(None);
     loop {
         let mut printed = Vec::new();
+        let mut acknowledge_at = Instant::now();
         loop {
             let message = tokio::select! {
                 message = client.next_message() => message?,
+                () = sleep_until(acknowledge_at), if !printed.is_empty() => break,
                 _ = conflict_rounds.tick(), if printed.is_empty() => {
                     tell_conflicts_unless(json, client).await;
                     continue;
@@ -261,8 +266,11 @@ async fn listen_on(client: &mut Client, json: bool) -> Result<(), Stop> {
                 client.acknowledge(&printed).await?;
                 return Err(stop);
             }
+            if printed.is_empty() {
+                acknowledge_at = Instant::now() + ACKNOWLEDGE_WITHIN;
+            }
             printed.push(message.id);
-            if !client.has_messages_at_hand() || printed.len() >= ACKNOWLEDGE_TOGETHER_MAX {
+            if printed.len() >= ACKNOWLEDGE_TOGETHER_MAX {
                 break;
             }
         }

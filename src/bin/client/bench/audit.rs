@@ -59,6 +59,16 @@ impl Audit {
         self.fates[number as usize].sent = true;
     }
 
+    /// Whether it is.
+    pub(super) fn is_sent(&self, number: u32) -> bool {
+        self.fates[number as usize].sent
+    }
+
+    /// Whether the recipient has got it.
+    pub(super) fn is_received(&self, number: u32) -> bool {
+        self.fates[number as usize].received
+    }
+
     /// The recipient has got a message; whether for the first time.
     pub(super) fn receive(&mut self, number: Option<u32>) -> bool {
         let Some(fate) = self.fate(number) else { return false };

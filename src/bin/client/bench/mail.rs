@@ -1,10 +1,11 @@
-//! Sends messages; in deliver, the recipient is connected, gets them pushed, and acknowledges them.
+//! Sends messages; in deliver, the recipient is connected, gets them pushed, and acknowledges what comes in one moment
+//! together, as `listen` does.
 
 use super::audit::{Audit, Verdict};
 use super::{Bench, Load, unexpected};
 use crate::arguments::Mix;
 use lastword::chat::command::{MessageView, Reply};
-use lastword::client::{Answer, Arrival, ClientError, Pipeline};
+use lastword::client::{ACKNOWLEDGE_WITHIN, Answer, Arrival, ClientError, Pipeline};
 use lastword::config::{IDS_PER_REQUEST_MAX, MAILBOX_MESSAGES_MAX, PAGE_MAX};
 use lastword::message::{ErrorCode, Request, Response};
 use lastword::types::{MessageId, RequestId, RequestNumber};
@@ -24,15 +25,21 @@ pub(super) struct Mail {
     sender: Pipeline,
     recipient: Pipeline,
     delivers: bool,
+    /// In deliver: what the recipient has got and not acknowledged, and until when it may wait for more.
+    received: Vec<u32>,
+    acknowledge_at: Option<Instant>,
     traffic: Traffic,
 }
 
 /// What is on its way from one to the other.
+#[derive(Default)]
 struct Traffic {
     audit: Audit,
     /// When each message was begun, by its number; none: it is finished, or was never begun.
     begun: Vec<Option<Instant>>,
     unfinished: usize,
+    /// Messages that are being taken out of the mailbox.
+    leaving: usize,
     /// In send: messages that wait in the mailbox, oldest first.
     waiting: VecDeque<u32>,
 }
@@ -48,9 +55,8 @@ impl Load for Mail {
             recipient.subscribe();
             bench.connect(&mut recipient).await?;
         }
-        let traffic =
-            Traffic { audit: Audit::default(), begun: Vec::new(), unfinished: 0, waiting: VecDeque::new() };
-        Ok(Self { sender, recipient, delivers, traffic })
+        let (received, acknowledge_at, traffic) = (Vec::new(), None, Traffic::default());
+        Ok(Self { sender, recipient, delivers, received, acknowledge_at, traffic })
     }
 
     async fn run(mut self, bench: Arc<Bench>, end: Instant) -> Result<Self, ClientError> {
@@ -62,10 +68,11 @@ impl Load for Mail {
         loop {
             if !ended {
                 self.send(&bench);
-            } else if self.traffic.unfinished == 0 {
+            } else if self.traffic.unfinished == 0 && self.received.is_empty() && self.traffic.leaving == 0 {
                 return Ok(self);
             }
             let (sends, receives) = (self.sender.in_flight() > 0, self.recipient.in_flight() > 0);
+            let acknowledge_at = self.acknowledge_at.unwrap_or(end);
             tokio::select! {
                 result = self.sender.next(&mut from_sender), if sends => {
                     result?;
@@ -74,6 +81,9 @@ impl Load for Mail {
                 result = self.recipient.next(&mut from_recipient), if receives || self.delivers => {
                     result?;
                     self.on_recipient(&bench, &mut from_recipient)?;
+                }
+                () = sleep_until(acknowledge_at.into()), if self.acknowledge_at.is_some() => {
+                    self.acknowledge_received(Instant::now());
                 }
                 () = &mut bell => {
                     if ended {
@@ -103,8 +113,9 @@ impl Mail {
     fn send(&mut self, bench: &Bench) {
         let now = Instant::now();
         let traffic = &mut self.traffic;
+        let waiting = self.received.len() + traffic.leaving + traffic.waiting.len();
         while traffic.unfinished < bench.window()
-            && traffic.waiting.len() + traffic.unfinished < MAILBOX_MESSAGES_MAX
+            && waiting + traffic.unfinished < MAILBOX_MESSAGES_MAX
             && self.sender.has_room()
         {
             let to = self.recipient.session().name.clone();
@@ -126,9 +137,9 @@ impl Mail {
                     self.traffic.audit.acknowledge(number);
                     if !self.delivers {
                         self.traffic.waiting.push_back(number);
-                        if let Some(begun) = self.traffic.finish(number) {
-                            meter.acknowledge(begun, now);
-                        }
+                    }
+                    if let Some(begun) = self.traffic.finish_if_done(number, self.delivers) {
+                        meter.acknowledge(begun, now);
                     }
                 }
                 Response::Error(error) if error.code == ErrorCode::ReplyForgotten => {
@@ -155,6 +166,7 @@ impl Mail {
         let client = self.sender.session().client;
         for numbers in numbers.chunks(IDS_PER_REQUEST_MAX) {
             numbers.iter().for_each(|&number| self.traffic.audit.begin_to_take_out(number));
+            self.traffic.leaving += numbers.len();
             let id =
                 |&number: &u32| MessageId(RequestId { client, number: RequestNumber(u64::from(number)) });
             self.recipient.begin(Request::Acknowledge { messages: numbers.iter().map(id).collect() }, now);
@@ -163,10 +175,9 @@ impl Mail {
 
     fn on_recipient(&mut self, bench: &Bench, arrivals: &mut Vec<Arrival>) -> Result<(), ClientError> {
         let now = Instant::now();
-        let mut received = Vec::new();
         for arrival in arrivals.drain(..) {
             match arrival {
-                Arrival::Message(message) => received.extend(self.receive(&message)),
+                Arrival::Message(message) => self.receive(bench, &message, now),
                 // What came before the subscription was not pushed.
                 Arrival::Subscribed => {
                     self.recipient.begin(Request::Read { after: 0, limit: PAGE }, now);
@@ -178,35 +189,45 @@ impl Mail {
                     if let Some(last) = page.messages.last().filter(|_| page.more) {
                         self.recipient.begin(Request::Read { after: last.cursor, limit: PAGE }, now);
                     }
-                    received.extend(page.messages.iter().filter_map(|message| self.receive(message)));
+                    page.messages.iter().for_each(|message| self.receive(bench, message, now));
                 }
                 Arrival::Answer(Answer { request: Request::Acknowledge { messages }, response, .. }) => {
                     let Response::Done { reply: Reply::Acknowledged { .. }, .. } = response else {
                         return Err(unexpected(&self.recipient, &response, "acknowledged"));
                     };
-                    self.on_taken_out(bench, &messages, now);
+                    self.on_taken_out(&messages);
                 }
                 Arrival::Answer(_) => {}
             }
         }
-        self.take_out(&received, now);
+        if self.received.len() >= IDS_PER_REQUEST_MAX {
+            self.acknowledge_received(now);
+        }
         Ok(())
     }
 
-    /// The recipient has got a message: its number, if it is new.
-    fn receive(&mut self, message: &MessageView) -> Option<u32> {
+    /// The recipient has got a message. If it is new, it is to be acknowledged before long.
+    fn receive(&mut self, bench: &Bench, message: &MessageView, now: Instant) {
         let number = self.number_of(message);
-        self.traffic.audit.receive(number).then_some(number).flatten()
+        let Some(number) = number.filter(|_| self.traffic.audit.receive(number)) else { return };
+        self.received.push(number);
+        self.acknowledge_at.get_or_insert(now + ACKNOWLEDGE_WITHIN);
+        if let Some(begun) = self.traffic.finish_if_done(number, self.delivers) {
+            bench.meter().acknowledge(begun, now);
+        }
     }
 
-    fn on_taken_out(&mut self, bench: &Bench, messages: &[MessageId], now: Instant) {
-        let mut meter = bench.meter();
+    fn acknowledge_received(&mut self, now: Instant) {
+        self.acknowledge_at = None;
+        let received = std::mem::take(&mut self.received);
+        self.take_out(&received, now);
+    }
+
+    fn on_taken_out(&mut self, messages: &[MessageId]) {
+        self.traffic.leaving -= messages.len();
         for message in messages {
             let number = number_of(*message).expect("the run's own numbers are those of requests");
             self.traffic.audit.take_out(number);
-            if let Some(begun) = self.traffic.finish(number).filter(|_| self.delivers) {
-                meter.acknowledge(begun, now);
-            }
         }
     }
 
@@ -259,6 +280,12 @@ impl Traffic {
         self.begun.resize(number as usize, None);
         self.begun.push(Some(now));
         self.unfinished += 1;
+    }
+
+    /// If the sender was told that it is sent, and in deliver the recipient has it: gives when it was begun, once.
+    fn finish_if_done(&mut self, number: u32, delivers: bool) -> Option<Instant> {
+        let done = self.audit.is_sent(number) && (!delivers || self.audit.is_received(number));
+        if done { self.finish(number) } else { None }
     }
 
     /// A message is done with, or given up: gives when it was begun, once.
