@@ -185,8 +185,14 @@ impl Replica {
         self.write(Write::View(View::default()));
         let HardState { server, incarnation, servers, incarnations, .. } = std::mem::take(&mut self.hard);
         let standing = Standing::Distrusted;
+        // V6: what a directory before this one may have held for the other cluster, the start that follows can't know.
+        let born = if removed!("V6-yielded") {
+            Incarnation(0)
+        } else {
+            Incarnation(incarnation.0.saturating_add(1))
+        };
         self.hard =
-            HardState { server, incarnation, servers, incarnations, standing, ..HardState::default() };
+            HardState { server, incarnation, born, servers, incarnations, standing, ..HardState::default() };
         let id = self.persist_hard();
         self.held.push_back((id, Held::Yielded(theirs)));
     }

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use lastword::message::{PeerMessage, Response, Standpoint};
+use lastword::replica::FirstRole;
 
 use crate::client::{Ended, Op};
 use crate::network::Fate;
 use crate::runner::{check_disks, describe, heal_and_check, is_whole};
 use crate::scenarios::{
     ALICE, BOB, LATER, SOON, await_dropped, await_leader, await_whole, begin, installed_view, is_done,
-    leader, read, running_world, send, world_with,
+    leader, new_world, read, running_world, send, world_with,
 };
 use crate::server::Death;
 use crate::splits::{await_healed, heal_paths, pin, serves, split};
@@ -273,6 +274,47 @@ fn a_last_survivor_that_was_restored_from_a_copy_has_not_answered() {
         (0..3).for_each(|at| world.start(at));
         assert_nobody_leads(&mut world, Duration::from_secs(20));
     }
+}
+
+/// V6: a member's directory is replaced by one of another cluster, which holds nothing of any user and yields. Its primary
+/// dies before it has noticed. It can't know then what the directory before had acknowledged.
+#[test]
+fn a_member_that_comes_back_from_a_cluster_of_its_own_has_not_answered() {
+    let mut joined = 0;
+    for seed in 0..16 {
+        let (replaced, gone) = if seed % 2 == 0 { (1, 2) } else { (2, 1) };
+        let mut elsewhere = new_world(seed + 100);
+        elsewhere.servers[replaced].config.first_role = FirstRole::Primary;
+        elsewhere.start(replaced);
+        assert!(elsewhere.run_until(LATER, |world| serves(world, replaced)), "{}", describe(&elsewhere));
+        let other = elsewhere.servers[replaced].disk.copy();
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        assert_eq!(primary, 0, "seed {seed}: {}", describe(&world));
+        world.crash(gone, Death::Kill);
+        await_dropped(&mut world, gone);
+        world.network.censor(
+            move |from, to, _| {
+                if (from, to) == (replaced, primary) { Fate::Lost } else { Fate::Sent }
+            },
+        );
+        world.crash(replaced, Death::PowerLoss);
+        world.servers[replaced].disk = other.restart();
+        world.servers[replaced].config.known_cluster = None;
+        world.checks.forget_disk(replaced);
+        world.split = true;
+        world.start(replaced);
+        let joins = |world: &mut World| {
+            let server = &world.servers[replaced];
+            server.replica().is_some_and(|it| it.status(server.clock.monotonic(world.now)).role == "learner")
+        };
+        joined += u32::from(world.run_until(Duration::from_secs(2), joins));
+        world.crash(primary, Death::Kill);
+        world.network.heal();
+        world.start(primary);
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+    }
+    assert!(joined > 0, "whoever comes back never joins");
 }
 
 /// D5: after a split a server alone has begun to give up what it had for the others' log, and all fail. It has neither
