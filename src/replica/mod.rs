@@ -769,13 +769,16 @@ impl Replica {
 
     // -- Evidence (V11) ---------------------------------------------------------------------------------------------
 
-    /// V11: silence of the suspicion timeout, and 3 s more for whoever reaches less than a majority.
+    /// V11: silence of the suspicion timeout, and 3 s more for whoever reaches less than a majority. Whom its next view
+    /// would leave out does not count: another server may reach that one too, and go on as well.
     fn silence_timeout(&self) -> Duration {
-        let heard = |peer: &&Peer| !peer.is_silent_for(self.now, SUSPICION) && !peer.is_refused();
-        let reached = 1 + self.peers.values().filter(heard).count();
+        let heard =
+            |(_, peer): &(&ServerId, &Peer)| !peer.is_silent_for(self.now, SUSPICION) && !peer.is_refused();
+        let heard: Vec<_> = self.peers.iter().filter(heard).map(|(id, _)| *id).collect();
         let refused = self.peers.values().filter(|peer| peer.is_refused()).count();
         // Whoever is refused is dead for certain: only the silent ones may be a majority that goes on elsewhere.
-        let silent = self.configured.len() - reached - refused;
+        let silent = self.peers.len() - heard.len() - refused;
+        let reached = 1 + heard.iter().filter(|id| !self.is_to_be_left_out(**id)).count();
         if reached >= self.majority() || silent == 0 || removed!("V11-minority") {
             SUSPICION
         } else {

@@ -92,6 +92,16 @@ impl Replica {
             || self.peers[&primary].pulse.as_ref().is_some_and(is_stuck)
     }
 
+    /// Whether this server's next view is to do without that one though it answers: it stops, its disk is stuck (N9), or
+    /// the candidacy under way drops it (V10).
+    pub(super) fn is_to_be_left_out(&self, server: ServerId) -> bool {
+        let unfit = |pulse: &Pulse| pulse.leaving || is_stuck(pulse);
+        let drops = |candidate: &Candidate| candidate.dropping.contains(&server);
+        !removed!("V11-left-out")
+            && (self.peers[&server].pulse.as_ref().is_some_and(unfit)
+                || matches!(&self.role, Role::Candidate(candidate) if drops(candidate)))
+    }
+
     /// V12: whoever has promised a number lets that candidate finish for a while, if it lives.
     fn lets_a_candidate_finish(&self) -> bool {
         let candidate = self.hard.promised.proposer;

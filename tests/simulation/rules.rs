@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lastword::message::{PeerMessage, Response, Standpoint};
-use lastword::replica::FirstRole;
+use lastword::replica::{Event, FirstRole};
 
 use crate::client::{Ended, Op};
 use crate::network::Fate;
@@ -152,6 +152,57 @@ fn a_backup_that_lost_touch_with_the_others_does_not_lead_with_old_data_when_the
         rest.iter().for_each(|&other| world.unblock(away, other));
         assert_nobody_leads(&mut world, Duration::from_secs(8));
         heal_and_check(&mut world);
+    }
+}
+
+/// V11: two backups are cut off from each other for a second, and both in touch with their primary until it dies. Each
+/// is alone then, and waits for the other.
+#[test]
+fn two_backups_that_lost_touch_for_a_second_wait_for_each_other_when_their_primary_dies() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let (one, other) = (others(&world, primary)[0], others(&world, primary)[1]);
+        world.block(one, other, false);
+        world.run_for(Duration::from_millis(700));
+        world.crash(primary, if seed % 2 == 0 { Death::Kill } else { Death::PowerLoss });
+        assert_nobody_leads(&mut world, Duration::from_millis(800));
+        world.unblock(one, other);
+        send(&mut world, ALICE, BOB, "of the two that are left");
+        let next = await_leader(&mut world);
+        assert_eq!(installed_view(&world, next).members.len(), 2, "seed {seed}: {}", describe(&world));
+        world.crash(next, Death::Kill);
+        assert_eq!(read(&mut world, BOB), ["of the two that are left"], "seed {seed}");
+        heal_and_check(&mut world);
+    }
+}
+
+/// V11: the same, when their primary stops or its disk is stuck: it is there, but the next view is not to have it.
+#[test]
+fn two_backups_that_lost_touch_for_a_second_wait_for_each_other_when_their_primary_is_to_lead_no_more() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let rest = others(&world, primary);
+        world.block(rest[0], rest[1], false);
+        world.run_for(Duration::from_millis(500));
+        if seed % 2 == 0 {
+            world.deliver(primary, Event::Stop);
+        } else {
+            world.servers[primary].disk_stuck_until = world.now + Duration::from_secs(20);
+            world.wish(ALICE, Op::Send { to: BOB, text: "it gets stuck".into() });
+        }
+        let leads = |world: &mut World| rest.iter().any(|&at| serves(world, at));
+        let led = world.run_until(Duration::from_millis(1_500), leads);
+        assert!(!led, "seed {seed}: one goes on without the other; {}", describe(&world));
+        world.unblock(rest[0], rest[1]);
+        let both = |world: &mut World| {
+            rest.iter().any(|&at| serves(world, at) && installed_view(world, at).members.len() == 2)
+        };
+        assert!(world.run_until(SOON, both), "seed {seed}: {}", describe(&world));
+        let stopped = |world: &mut World| seed % 2 == 1 || world.servers[primary].process.is_none();
+        assert!(world.run_until(SOON, stopped), "seed {seed}: it does not stop; {}", describe(&world));
+        world.swarm.slow_disks = true;
     }
 }
 
