@@ -289,6 +289,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         last: position(42),
         standing: Standing::Whole,
         continuous: true,
+        nearly_continuous: true,
         empty: false,
         closed: false,
         rebasing: false,
@@ -1164,31 +1165,31 @@ fn any_report() -> impl Strategy<Value = Report> {
     let standing = prop::sample::select(vec![Standing::Whole, Standing::Suspect, Standing::Partial]);
     let servers = prop::collection::vec(any_view_number(), 0..4);
     let installed = (any_view_number(), any_members()).prop_map(|(number, members)| View { number, members });
-    (any::<(u32, bool, bool, bool, bool)>(), any_view_number(), servers, installed, any_position(), standing)
-        .prop_map(
-            |(
-                (incarnation, continuous, empty, closed, rebasing),
+    (any::<(u32, [bool; 5])>(), any_view_number(), servers, installed, any_position(), standing).prop_map(
+        |(
+            (incarnation, [continuous, nearly_continuous, empty, closed, rebasing]),
+            promised,
+            outstanding,
+            installed,
+            last,
+            standing,
+        )| {
+            Report {
+                incarnation: Incarnation(incarnation),
+                born: Incarnation(incarnation / 2),
                 promised,
                 outstanding,
                 installed,
                 last,
                 standing,
-            )| {
-                Report {
-                    incarnation: Incarnation(incarnation),
-                    born: Incarnation(incarnation / 2),
-                    promised,
-                    outstanding,
-                    installed,
-                    last,
-                    standing,
-                    continuous,
-                    empty,
-                    closed,
-                    rebasing,
-                }
-            },
-        )
+                continuous,
+                nearly_continuous,
+                empty,
+                closed,
+                rebasing,
+            }
+        },
+    )
 }
 
 fn any_pulse() -> impl Strategy<Value = Pulse> {

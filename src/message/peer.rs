@@ -27,6 +27,8 @@ pub struct Report {
     /// The same process since it installed that view, not told that it was dropped, not paused, and in touch with
     /// its primary until the end (V2).
     pub continuous: bool,
+    /// The same, if whoever has gone on without it has waited for 3 s more: a minority (V11).
+    pub nearly_continuous: bool,
     /// It has never belonged to a cluster, or its disk is being repaired: it counts for nothing.
     pub empty: bool,
     /// Its log ends with a committed `closed` entry of that view.

@@ -74,7 +74,9 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
     };
     // V3: a learner installs no view, but rows of a later one show that it was formed without these sources.
     let later = ballot.reports.values().any(|report| report.last.view > installed.number);
-    let continuous = !later && sources.iter().any(|source| ballot.reports[source].continuous);
+    let continuous = |source: &ServerId| ballot.reports[source].continuous;
+    let continuous =
+        !later && (sources.iter().any(continuous) || is_majority_in_touch(ballot, &installed, &sources));
     let settled =
         removed!("V5-last") || continuous || missing.is_empty() || is_closed(ballot, &installed, &sources);
     if !settled && !ballot.waited {
@@ -91,6 +93,15 @@ fn is_closed(ballot: &Ballot<'_>, installed: &View, sources: &[ServerId]) -> boo
     let closed = sources.iter().filter(|source| ballot.reports[source].closed).count();
     let heard = |candidate: &ServerId| ballot.reports.contains_key(candidate);
     closed > installed.members.len() / 2 && outstanding(ballot, installed).iter().all(heard)
+}
+
+/// V2, V11: whoever is gone may have gone on without these sources, but not within the suspicion timeout: none of them
+/// has promised it anything, so it reached no majority. All of them were in touch with it in the 3 s more that it waited.
+fn is_majority_in_touch(ballot: &Ballot<'_>, installed: &View, sources: &[ServerId]) -> bool {
+    let in_touch = sources.iter().filter(|source| ballot.reports[source].nearly_continuous).count();
+    !removed!("V5-majority")
+        && in_touch > ballot.configured.len() / 2
+        && outstanding(ballot, installed).into_iter().all(|server| is_witness(ballot, server, installed))
 }
 
 /// Candidates that may have installed a view later than `installed` (V2).
@@ -180,6 +191,7 @@ mod tests {
             last: Position { index: LogIndex(last), view: installed.number, chain: 0 },
             standing: Standing::Whole,
             continuous: false,
+            nearly_continuous: false,
             empty: false,
             closed: false,
             rebasing: false,
@@ -244,6 +256,17 @@ mod tests {
         promised.promised = ViewNumber { counter: 8, proposer: ServerId(3) };
         promised.outstanding = vec![promised.promised];
         assert_eq!(decide(&[(2, promised)], &[1, 3]).unwrap_err().servers, [ServerId(3)]);
+    }
+
+    #[test]
+    fn a_majority_that_promised_nothing_to_whoever_is_gone_needs_less_touch_with_it() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let nearly = Report { nearly_continuous: true, ..report(&last, 9) };
+        assert!(decide(&[(2, nearly.clone()), (3, nearly.clone())], &[1]).is_ok());
+        assert_eq!(decide(&[(3, nearly.clone())], &[1, 2]).unwrap_err().servers, [ServerId(1), ServerId(2)]);
+        let number = ViewNumber { counter: 8, proposer: ServerId(1) };
+        let promised = Report { outstanding: vec![number], ..nearly.clone() };
+        assert_eq!(decide(&[(2, promised), (3, nearly)], &[1]).unwrap_err().servers, [ServerId(1)]);
     }
 
     #[test]

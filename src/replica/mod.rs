@@ -803,9 +803,10 @@ impl Replica {
                 || self.peers.get(&member.server).is_some_and(|peer| peer.incarnation > member.incarnation))
     }
 
-    /// V2: whether this server is continuous. It must have been in touch with each member that is gone, for that one may
-    /// have dropped it and gone on; a backup with its primary in any case.
-    fn is_continuous(&self) -> bool {
+    /// V2: whether this server is continuous, if whoever has dropped it has waited for `silence` at least. It must have been
+    /// in touch with each member that is gone, for that one may have dropped it and gone on; a backup with its primary in
+    /// any case.
+    fn is_continuous(&self, silence: Duration) -> bool {
         if !self.whole_life && !removed!("V2-same-life") {
             return false;
         }
@@ -813,19 +814,11 @@ impl Replica {
         let matters = |member: &&Member| member.server == primary || self.is_gone(**member);
         let in_touch = |member: &Member| {
             self.peers.get(&member.server).is_none_or(|peer| {
-                let silence = self.is_dead(member.server) && !peer.is_refused();
-                peer.was_in_touch(self.now, member.incarnation, silence, self.drops_late(member.server))
+                let is_silent = self.is_dead(member.server) && !peer.is_refused();
+                peer.was_in_touch(self.now, member.incarnation, is_silent, silence)
             })
         };
         self.view.exists() && self.view.members.iter().filter(matters).all(in_touch)
-    }
-
-    /// Whether that member could have dropped this server only together with fewer than a majority: without the primary,
-    /// and after waiting 3 s more (V11).
-    fn drops_late(&self, member: ServerId) -> bool {
-        let primary = self.view.primary();
-        let others = self.view.members.iter().filter(|other| ![self.me, primary].contains(&other.server));
-        ![self.me, member].contains(&primary) && others.count() < self.majority()
     }
 
     fn majority(&self) -> usize {
@@ -845,7 +838,8 @@ impl Replica {
                 Standing::Distrusted => Standing::Partial,
                 standing => standing,
             },
-            continuous: self.is_continuous(),
+            continuous: self.is_continuous(SUSPICION),
+            nearly_continuous: self.is_continuous(SUSPICION + MINORITY_GRACE),
             empty: self.hard.cluster.is_none()
                 || self.repairing.is_under_way()
                 || self.checkpointing.is_installing(),

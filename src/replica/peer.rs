@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::event::LinkState;
-use crate::config::{MINORITY_GRACE, SUSPICION};
+use crate::config::SUSPICION;
 use crate::message::Pulse;
 use crate::time::Instant;
 use crate::types::{Incarnation, LogIndex};
@@ -183,33 +183,31 @@ impl Peer {
     }
 
     /// V2: whether a heartbeat round trip begun by this server stands so close before the end of the life
-    /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares: half of
-    /// the time after which it drops, which is 3 s more for one that `drops_late`. By then it may as well not have answered
-    /// yet.
+    /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares, if
+    /// it drops only those who have not answered for as long as `silence`.
     pub(super) fn was_in_touch(
         &self,
         now: Instant,
         incarnation: Incarnation,
-        silence: bool,
-        drops_late: bool,
+        is_silent: bool,
+        silence: Duration,
     ) -> bool {
         if removed!("V2-in-touch") {
             return true;
         }
-        let round_trip = self.round_trip.or(drops_late.then_some(self.answered_at));
         let (begun, end) = if self.incarnation > incarnation {
             let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
                 return false;
             };
             (life.round_trip, Some(life.ended))
         } else if self.refused_since.is_some() {
-            (round_trip, self.refused_since)
-        } else if silence {
-            (round_trip, Some(self.answered_at))
+            (self.round_trip, self.refused_since)
+        } else if is_silent {
+            (self.round_trip, Some(self.answered_at))
         } else {
-            (round_trip, Some(now))
+            (self.round_trip, Some(now))
         };
-        let age_max = SUSPICION / 2 + if drops_late { MINORITY_GRACE } else { Duration::ZERO };
+        let age_max = silence - SUSPICION / 2;
         matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= age_max)
     }
 }

@@ -1,6 +1,6 @@
 //! Cold start and bootstrap.
 
-use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE};
+use crate::config::{BOOTSTRAP_WAIT, COLD_START_SILENCE, SUSPICION};
 use crate::message::{HardState, Pulse, Standing, Standpoint, View, Write};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
 
@@ -102,7 +102,7 @@ impl Replica {
     pub(super) fn write_view(&mut self, view: View) -> crate::types::WriteId {
         self.flush_batch();
         // A leader is made continuous by its view becoming active, not by having written it (V2, V8).
-        self.whole_life = view.primary() != self.me || self.is_continuous();
+        self.whole_life = view.primary() != self.me || self.is_continuous(SUSPICION);
         self.view = view.clone();
         self.hard.promised = self.hard.promised.max(view.number);
         self.hard.outstanding.clear();

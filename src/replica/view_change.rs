@@ -399,7 +399,7 @@ impl Replica {
         if dropping.contains(&self.me) && !removed!("V10-told") {
             self.whole_life = false;
             self.persist_hard();
-            report.continuous = false;
+            (report.continuous, report.nearly_continuous) = (false, false);
             return self.send(from, PeerMessage::Promise { number, report });
         }
         let id = self.persist_hard();
@@ -483,9 +483,10 @@ impl Replica {
                 // Who has died since may have promised and done more than it had answered; and so may others have
                 // without this server, if it was not in touch with all of them until their end (V2).
                 reports.retain(|server, _| !dead.contains(server));
-                let continuous = self.is_continuous();
+                let present = self.report();
                 if let Some(own) = reports.get_mut(&self.me) {
-                    own.continuous = continuous;
+                    own.continuous = present.continuous;
+                    own.nearly_continuous = present.nearly_continuous;
                 }
                 match self.decide(&reports, &dead) {
                     Ok(formation) => self.on_formation(reports, formation),

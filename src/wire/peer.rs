@@ -33,7 +33,8 @@ const REPORT_CONTINUOUS: u8 = 1;
 const REPORT_EMPTY: u8 = 2;
 const REPORT_CLOSED: u8 = 4;
 const REPORT_REBASING: u8 = 8;
-const REPORT_FLAGS: u32 = 4;
+const REPORT_NEARLY_CONTINUOUS: u8 = 16;
+const REPORT_FLAGS: u32 = 5;
 
 /// Appends a message.
 pub fn encode(out: &mut BytesMut, message: &PeerMessage) {
@@ -520,7 +521,8 @@ fn put_report(out: &mut BytesMut, report: &Report) {
         flag(report.continuous, REPORT_CONTINUOUS)
             | flag(report.empty, REPORT_EMPTY)
             | flag(report.closed, REPORT_CLOSED)
-            | flag(report.rebasing, REPORT_REBASING),
+            | flag(report.rebasing, REPORT_REBASING)
+            | flag(report.nearly_continuous, REPORT_NEARLY_CONTINUOUS),
     );
 }
 
@@ -547,6 +549,7 @@ fn read_report(r: &mut Reader<'_>) -> Result<Report, DecodeError> {
         last,
         standing,
         continuous: flags & REPORT_CONTINUOUS != 0,
+        nearly_continuous: flags & REPORT_NEARLY_CONTINUOUS != 0,
         empty: flags & REPORT_EMPTY != 0,
         closed: flags & REPORT_CLOSED != 0,
         rebasing: flags & REPORT_REBASING != 0,

@@ -155,6 +155,42 @@ fn a_backup_that_lost_touch_with_the_others_does_not_lead_with_old_data_when_the
     }
 }
 
+/// V2, V11: one of those who have dropped it was no member of the view, but counts as one of the majority.
+#[test]
+fn a_backup_that_lost_touch_with_a_majority_that_is_not_all_in_the_view_does_not_lead_with_old_data() {
+    for seed in 0..6 {
+        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
+        for at in [3, 4] {
+            world.start(at);
+        }
+        let mut world = begin(world);
+        let primary = await_leader(&mut world);
+        let place = usize::try_from(seed % 4).expect("small");
+        let (away, learner) = (others(&world, primary)[place], others(&world, primary)[(place + 1) % 4]);
+        let rest: Vec<usize> = others(&world, away).into_iter().filter(|&at| at != primary).collect();
+        // Who was too slow is kept out for a while (N9).
+        world.servers[learner].disk_slowness = 1_000;
+        for number in 0..30 {
+            send(&mut world, ALICE, BOB, &format!("message {number}"));
+        }
+        await_dropped(&mut world, learner);
+        world.servers[learner].disk_slowness = 1;
+        world.run_for(Duration::from_secs(2));
+        assert_eq!(leader(&world), Some(primary), "seed {seed}: {}", describe(&world));
+        assert_eq!(installed_view(&world, primary).members.len(), 4, "seed {seed}: {}", describe(&world));
+        rest.iter().for_each(|&other| world.block(away, other, false));
+        world.run_for(Duration::from_millis(700));
+        world.crash(primary, Death::Kill);
+        await_dropped(&mut world, away);
+        send(&mut world, ALICE, BOB, "while it was away");
+        rest.iter().for_each(|&other| world.crash(other, Death::Kill));
+        rest.iter().for_each(|&other| world.unblock(away, other));
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}
+
 /// V11: two backups are cut off from each other for a second, and both in touch with their primary until it dies. Each
 /// is alone then, and waits for the other.
 #[test]
@@ -203,6 +239,54 @@ fn two_backups_that_lost_touch_for_a_second_wait_for_each_other_when_their_prima
         let stopped = |world: &mut World| seed % 2 == 1 || world.servers[primary].process.is_none();
         assert!(world.run_until(SOON, stopped), "seed {seed}: it does not stop; {}", describe(&world));
         world.swarm.slow_disks = true;
+    }
+}
+
+/// V2, V5: the answers of a primary come late, and it dies before the next one. It can't have gone on without either of
+/// two that have promised it nothing.
+#[test]
+fn two_of_three_go_on_though_neither_has_heard_its_primary_shortly_before_it_died() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        send(&mut world, ALICE, BOB, "before");
+        world.network.censor(move |from, _, message| match message {
+            PeerMessage::HeartbeatOk { .. } if from == primary => Fate::Lost,
+            _ => Fate::Sent,
+        });
+        world.run_for(Duration::from_millis(350));
+        assert_eq!(leader(&world), Some(primary), "seed {seed}: {}", describe(&world));
+        world.crash(primary, Death::Kill);
+        let next = await_leader(&mut world);
+        assert_eq!(installed_view(&world, next).members.len(), 2, "seed {seed}: {}", describe(&world));
+        heal_and_check(&mut world);
+    }
+}
+
+/// V2: a backup loses touch with the other one, and with its primary when that is killed; started again, the primary goes
+/// on with the other backup. Both die within 3 s, and nobody has told the one that is left.
+#[test]
+fn a_backup_that_the_other_one_left_behind_with_their_restarted_primary_does_not_lead_with_old_data() {
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let mut rest = others(&world, primary);
+        rest.rotate_left(usize::try_from(seed % 2).expect("small"));
+        let (next, away) = (rest[0], rest[1]);
+        world.block(next, away, false);
+        world.run_for(Duration::from_millis(700));
+        world.crash(primary, Death::Kill);
+        world.run_for(Duration::from_millis(50));
+        world.block(primary, away, false);
+        world.start(primary);
+        await_dropped(&mut world, away);
+        send(&mut world, ALICE, BOB, "of the two");
+        world.crash(primary, Death::Kill);
+        world.crash(next, Death::Kill);
+        world.unblock(next, away);
+        world.unblock(primary, away);
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        heal_and_check(&mut world);
     }
 }
 
