@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::{Report, Standing, View};
-use crate::types::{Incarnation, ServerId};
+use crate::types::{Incarnation, ServerId, ViewNumber};
 
 /// All that the decision rests on.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(super) struct Ballot<'a> {
     pub(super) configured: &'a [ServerId],
     /// Those that are known dead (V11).
     pub(super) dead: &'a BTreeSet<ServerId>,
+    /// Those of them whose address refuses connections: dead without a doubt.
+    pub(super) refused: &'a BTreeSet<ServerId>,
     /// What the others and the candidate itself report.
     pub(super) reports: &'a BTreeMap<ServerId, Report>,
     /// The highest incarnation known of each server.
@@ -74,7 +76,9 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
     };
     // V3: a learner installs no view, but rows of a later one show that it was formed without these sources.
     let later = ballot.reports.values().any(|report| report.last.view > installed.number);
-    let continuous = |source: &ServerId| ballot.reports[source].continuous;
+    let continuous = |source: &ServerId| {
+        ballot.reports[source].continuous && !was_passed_over(ballot, &installed, *source)
+    };
     let continuous =
         !later && (sources.iter().any(continuous) || is_majority_in_touch(ballot, &installed, &sources));
     let settled =
@@ -108,6 +112,23 @@ fn is_majority_in_touch(ballot: &Ballot<'_>, installed: &View, sources: &[Server
 fn outstanding(ballot: &Ballot<'_>, installed: &View) -> BTreeSet<ServerId> {
     let promised = ballot.reports.values().flat_map(|report| &report.outstanding);
     promised.filter(|number| **number > installed.number).map(|number| number.proposer).collect()
+}
+
+/// V2, V10: whether a member that has only fallen silent was promised a number by another answerer, and not by this
+/// source: it lived on, and may have gone on without the source. Who tells is that third server.
+fn was_passed_over(ballot: &Ballot<'_>, installed: &View, source: ServerId) -> bool {
+    let may_live = |candidate: ServerId| {
+        installed.member(candidate).is_some()
+            && !ballot.reports.contains_key(&candidate)
+            && !ballot.refused.contains(&candidate)
+    };
+    let unknown = |number: &&ViewNumber| {
+        **number > installed.number
+            && may_live(number.proposer)
+            && !ballot.reports[&source].outstanding.contains(number)
+    };
+    !removed!("V10-third")
+        && ballot.reports.values().flat_map(|report| &report.outstanding).any(|n| unknown(&n))
 }
 
 /// Those whose answer is missing before the last process to fail is surely among the answerers (V5).
@@ -169,7 +190,7 @@ fn others(ballot: &Ballot<'_>) -> Vec<ServerId> {
 mod tests {
     use super::*;
     use crate::message::Position;
-    use crate::types::{LogIndex, Member, ViewNumber};
+    use crate::types::{LogIndex, Member};
 
     const ALL: [ServerId; 3] = [ServerId(1), ServerId(2), ServerId(3)];
 
@@ -203,9 +224,20 @@ mod tests {
     }
 
     fn decide_after(waited: bool, reports: &[(u8, Report)], dead: &[u8]) -> Result<Formation, Awaited> {
+        decide_with(waited, reports, dead, dead)
+    }
+
+    fn decide_with(
+        waited: bool,
+        reports: &[(u8, Report)],
+        dead: &[u8],
+        refused: &[u8],
+    ) -> Result<Formation, Awaited> {
+        let set = |ids: &[u8]| ids.iter().map(|&id| ServerId(id)).collect();
         may_form(&Ballot {
             configured: &ALL,
-            dead: &dead.iter().map(|&id| ServerId(id)).collect(),
+            dead: &set(dead),
+            refused: &set(refused),
             reports: &reports.iter().map(|(id, report)| (ServerId(*id), report.clone())).collect(),
             incarnations: &ALL.iter().map(|&id| (id, Incarnation(1))).collect(),
             waited,
@@ -256,6 +288,21 @@ mod tests {
         promised.promised = ViewNumber { counter: 8, proposer: ServerId(3) };
         promised.outstanding = vec![promised.promised];
         assert_eq!(decide(&[(2, promised)], &[1, 3]).unwrap_err().servers, [ServerId(3)]);
+    }
+
+    #[test]
+    fn a_source_that_was_passed_over_learns_so_from_the_third_server() {
+        let last = view(7, 1, &[1, 2, 3]);
+        let number = ViewNumber { counter: 8, proposer: ServerId(1) };
+        let dropped = Report { outstanding: vec![number], ..report(&last, 9) };
+        let unaware = Report { continuous: true, ..report(&last, 9) };
+        let aware = Report { outstanding: vec![number], ..unaware.clone() };
+        let decide = |source: &Report, refused: &[u8]| {
+            decide_with(false, &[(2, dropped.clone()), (3, source.clone())], &[1], refused)
+        };
+        assert_eq!(decide(&unaware, &[]).unwrap_err().servers, [ServerId(1)]);
+        assert!(decide(&unaware, &[1]).is_ok(), "it is dead for certain");
+        assert!(decide(&aware, &[]).is_ok(), "it has fallen silent since");
     }
 
     #[test]

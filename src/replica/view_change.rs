@@ -12,6 +12,7 @@ use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumbe
 
 use super::authority::{Awaited, Ballot, Formation, may_form};
 use super::catch_up::Learner;
+use super::peer::Peer;
 use super::{Held, Replica, Role};
 
 /// A pre-vote under way.
@@ -312,8 +313,11 @@ impl Replica {
         let mut incarnations: BTreeMap<ServerId, Incarnation> =
             self.peers.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
         incarnations.insert(self.me, self.hard.incarnation);
-        let configured = &self.configured;
-        may_form(&Ballot { configured, dead, reports, incarnations: &incarnations, waited })
+        let is_refused =
+            |id: &ServerId| self.config.evidence && self.peers.get(id).is_some_and(Peer::is_refused);
+        let refused = dead.iter().copied().filter(is_refused).collect();
+        let (configured, refused, incarnations) = (&self.configured, &refused, &incarnations);
+        may_form(&Ballot { configured, dead, refused, reports, incarnations, waited })
     }
 
     // -- Proposing ------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 //! Directed histories in which one rule alone stands between the cluster and a violation: random seeds hardly ever get
 //! there. `tests/mutants.csv` says which rule; `network::Censor` loses and delays the messages that matter.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use lastword::message::{PeerMessage, Response, Standpoint};
@@ -13,7 +15,7 @@ use crate::scenarios::{
     ALICE, BOB, LATER, SOON, await_dropped, await_leader, await_whole, begin, installed_view, is_done,
     leader, new_world, read, running_world, send, world_with,
 };
-use crate::server::Death;
+use crate::server::{Death, server_id};
 use crate::splits::{await_healed, heal_paths, pin, serves, split};
 use crate::swarm::Swarm;
 use crate::world::World;
@@ -239,6 +241,59 @@ fn two_backups_that_lost_touch_for_a_second_wait_for_each_other_when_their_prima
         let stopped = |world: &mut World| seed % 2 == 1 || world.servers[primary].process.is_none();
         assert!(world.run_until(SOON, stopped), "seed {seed}: it does not stop; {}", describe(&world));
         world.swarm.slow_disks = true;
+    }
+}
+
+/// V2, V10: three servers are cut off from each other, and all but one path open again. Both its ends reach the third
+/// server and count each other as dead. That one has just been told by its primary that it is dropped: the primary may
+/// lead without both.
+#[test]
+fn who_was_passed_over_hears_so_from_the_third_server() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let mut rest = others(&world, primary);
+        rest.rotate_left(usize::try_from(seed % 2).expect("small"));
+        let (third, away) = (rest[0], rest[1]);
+        for (one, other) in [(primary, third), (primary, away), (third, away)] {
+            world.block(one, other, false);
+        }
+        world.run_for(Duration::from_millis(1_600));
+        let (told, promised, formed) = (Rc::new(Cell::new(false)), Rc::default(), Rc::default());
+        let seen: [Rc<Cell<bool>>; 3] = [told, Rc::clone(&promised), Rc::clone(&formed)];
+        world.network.censor(move |from, to, message| {
+            let [told, promised, formed] = &seen;
+            match message {
+                PeerMessage::Propose { dropping, .. } if from == primary => {
+                    told.set(told.get() || dropping.iter().any(|&id| id == server_id(third)));
+                }
+                PeerMessage::Promise { .. } if to == primary && told.get() => {
+                    promised.set(true);
+                    return Fate::Held;
+                }
+                PeerMessage::HeartbeatOk { .. } if to == away && !promised.get() => return Fate::Lost,
+                PeerMessage::Promise { .. } | PeerMessage::Refuse { .. } if to == primary => {
+                    return Fate::Lost;
+                }
+                PeerMessage::PreVote { .. } if from == third => return Fate::Lost,
+                PeerMessage::NewView { .. } if from == away => {
+                    formed.set(true);
+                    return Fate::Held;
+                }
+                _ => {}
+            }
+            Fate::Sent
+        });
+        world.unblock(primary, third);
+        world.unblock(third, away);
+        assert!(world.run_until(SOON, |_| promised.get()), "seed {seed}: {}", describe(&world));
+        world.run_until(Duration::from_millis(300), |_| formed.get());
+        world.release_held();
+        let alone = world.run_until(Duration::from_millis(600), |world| serves(world, primary));
+        assert!(alone && !formed.get(), "seed {seed}: {}", describe(&world));
+        send(&mut world, ALICE, BOB, "only the one that leads alone has it");
+        heal_paths(&mut world);
+        heal_and_check(&mut world);
     }
 }
 
