@@ -9,10 +9,10 @@ use clap::Parser;
 use lastword::chat::State;
 use lastword::chat::command::{ClientCommand, Command, Operation, Reply};
 use lastword::message::{CheckpointResult, CheckpointStep, HardState, Position, ViewStart, Write};
-use lastword::storage::{OsDisk, open};
+use lastword::storage::{Opened, OsDisk, open};
 use lastword::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber, ServerId, ViewNumber};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Measures the state machine.
 #[derive(Debug, Parser)]
@@ -33,6 +33,12 @@ struct Arguments {
     /// Where the checkpoint is written
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
+    /// Leaves the checkpoint there, for `--open`
+    #[arg(long)]
+    keep: bool,
+    /// Only opens a directory with a checkpoint, as a server does that starts
+    #[arg(long)]
+    open: Option<PathBuf>,
     /// What `cargo bench` passes to every bench, and `cargo test` does not
     #[arg(long, hide = true)]
     bench: bool,
@@ -40,6 +46,8 @@ struct Arguments {
 
 /// Clients, and how many requests of one follow each other.
 const POINTS: [(u64, u64); 3] = [(4, 64), (16, 1), (1000, 1)];
+/// The cluster whose only server has the directory.
+const SERVERS: [&str; 1] = ["127.0.0.1:1538"];
 /// Operations made at a time, outside of what is timed.
 const BATCH: u64 = 10_000;
 /// The clients that send are numbered from here on, below all others.
@@ -53,6 +61,9 @@ fn main() {
         eprintln!("nothing is measured: this is a test of all targets");
         return;
     }
+    if let Some(directory) = &arguments.open {
+        return restart(directory);
+    }
     let mut bench = Bench::default();
     if arguments.messages > 0 {
         bench.fill(&arguments);
@@ -62,7 +73,7 @@ fn main() {
         println!("send, {clients} clients, {run} in a row: {} ns", each.as_nanos());
     }
     if arguments.messages > 0 {
-        bench.restart(&arguments.directory);
+        bench.checkpoint_and_restart(&arguments);
     }
 }
 
@@ -164,14 +175,14 @@ impl Bench {
         taken[taken.len() / 4] / u32::try_from(BATCH).unwrap()
     }
 
-    /// Writes a checkpoint as a server does, then opens the directory as a server does that starts.
-    fn restart(mut self, directory: &Path) {
-        let directory = tempfile::tempdir_in(directory).unwrap();
-        let servers = ["127.0.0.1:1538".to_owned()];
-        let open =
-            || open(OsDisk::open(directory.path()).unwrap(), ServerId(1), &servers, &mut |_| {}).unwrap();
-        let mut opened = open();
-        let hard = HardState { server: Some(ServerId(1)), servers: servers.to_vec(), ..HardState::default() };
+    /// Writes a checkpoint as a server does, then opens it in a process of its own: memory that this one has given back
+    /// may still be counted as its own.
+    fn checkpoint_and_restart(mut self, arguments: &Arguments) {
+        let mut directory = tempfile::tempdir_in(&arguments.directory).unwrap();
+        directory.disable_cleanup(arguments.keep);
+        let mut opened = open_directory(directory.path());
+        let servers = SERVERS.map(str::to_owned).to_vec();
+        let hard = HardState { server: Some(ServerId(1)), servers, ..HardState::default() };
         opened.log.write(&Write::HardState(hard)).unwrap();
         let view = ViewNumber { counter: 1, proposer: ServerId(1) };
         opened.log.sync().unwrap();
@@ -199,16 +210,31 @@ impl Bench {
             longest.as_micros(),
             resident_bytes().saturating_sub(before) >> 20
         );
-        drop((opened, std::mem::take(&mut self.state)));
-        let started = cpu_time();
-        let opened = open();
-        println!(
-            "restart in {:.1} s, resident {} MiB",
-            (cpu_time() - started).as_secs_f64(),
-            resident_bytes() >> 20
-        );
-        assert_eq!(opened.recovered.state.digest(), digest);
+        drop((opened, self));
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        assert!(again.args(["--bench", "--open"]).arg(directory.path()).status().unwrap().success());
     }
+}
+
+fn open_directory(directory: &Path) -> Opened<OsDisk> {
+    let servers = SERVERS.map(str::to_owned);
+    open(OsDisk::open(directory).unwrap(), ServerId(1), &servers, &mut |_| {}).unwrap()
+}
+
+/// Opens a directory with a checkpoint.
+fn restart(directory: &Path) {
+    let (started, begun) = (cpu_time(), Instant::now());
+    let opened = open_directory(directory);
+    assert!(opened.recovered.state.has_accounts());
+    println!(
+        "restart in {:.1} s, {:.1} s of this thread, resident {} MiB, at most {} MiB",
+        begun.elapsed().as_secs_f64(),
+        (cpu_time() - started).as_secs_f64(),
+        resident_bytes() >> 20,
+        resident_bytes_max() >> 20
+    );
+    // Taking it apart takes long, and the process ends anyway.
+    std::mem::forget(opened);
 }
 
 /// A client's id: not in the order in which they come.
@@ -229,6 +255,13 @@ fn send(client: u64, number: u64, acknowledged: u64, to: u64) -> Operation {
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split_ascii_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// The most there has been so far.
+fn resident_bytes_max() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }
 
 /// How long this thread has run.

@@ -1,10 +1,9 @@
 //! Messages, and the orders in which they are looked up.
 
-use std::collections::BTreeSet;
-use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::{Counts, Directory, Handle};
-use super::rows::OrderedRows;
+use super::rows::{OrderedRows, Rows as _};
 use super::table::SnapshotTable;
 use crate::types::MessageId;
 
@@ -24,10 +23,11 @@ pub(super) struct Message {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mailboxes {
     /// Those that wait for their recipient.
-    pub(super) queued: SnapshotTable<u64, Message, OrderedRows<Message>>,
+    pub(super) queued: SnapshotTable<u64, Message, OrderedRows<u64, Message>>,
     /// Those that their recipient has.
-    pub(super) delivered: SnapshotTable<u64, Message, OrderedRows<Message>>,
-    ids: BTreeMap<MessageId, u64>,
+    pub(super) delivered: SnapshotTable<u64, Message, OrderedRows<u64, Message>>,
+    /// The order of each: clients number what they send in sequence.
+    ids: OrderedRows<MessageId, u64>,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
     conversations: BTreeSet<(Handle, Handle, u64)>,
     /// Which two existing accounts have a conversation, the higher handle first: the other way round `conversations` says.
@@ -38,7 +38,7 @@ pub(super) struct Mailboxes {
 impl Mailboxes {
     /// The order of a message.
     pub(super) fn order(&self, id: MessageId) -> Option<u64> {
-        self.ids.get(&id).copied()
+        self.ids.row(id).copied()
     }
 
     /// A message, and whether it is delivered.
@@ -79,8 +79,10 @@ impl Mailboxes {
         message: Message,
         delivered: bool,
     ) -> bool {
-        let Entry::Vacant(id) = self.ids.entry(message.id) else { return false };
-        id.insert(order);
+        if self.ids.row(message.id).is_some() {
+            return false;
+        }
+        self.ids.insert(message.id, order);
         let (low, high) = conversation(directory, &message);
         self.conversations.insert((low, high, order));
         if low != Handle::DELETED {
@@ -122,7 +124,8 @@ impl Mailboxes {
         if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err([pair[0].1, pair[1].1]);
         }
-        self.ids = ids.into_iter().collect();
+        self.ids = OrderedRows::from_sorted(&ids);
+        drop(ids);
         let mut conversations = Vec::with_capacity(self.ids.len());
         conversations.extend(all().map(|(order, message)| {
             let (low, high) = conversation(directory, message);
@@ -152,7 +155,7 @@ impl Mailboxes {
         } else {
             self.delivered.remove(order).expect("only a message that exists is removed")
         };
-        self.ids.remove(&message.id);
+        self.ids.remove(message.id);
         self.bytes -= row_bytes(&message);
         let (low, high) = conversation(directory, &message);
         self.conversations.remove(&(low, high, order));
@@ -224,7 +227,7 @@ impl Mailboxes {
         }
         for (same, what) in [
             (self.queued.len() + self.delivered.len() == ids.len(), "ids differ from messages"),
-            (ids == self.ids, "ids differ"),
+            (ids.into_iter().eq(self.ids.after(None).map(|(id, order)| (id, *order))), "ids differ"),
             (conversations == self.conversations, "conversations differ"),
             (partners == self.partners, "partners differ"),
             (bytes == self.bytes, "bytes of messages differ"),

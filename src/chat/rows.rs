@@ -1,7 +1,9 @@
-//! Where a table keeps its rows: by any key, or by ascending numbers.
+//! Where a table keeps its rows: by any key, or by keys that end in numbers given in sequence.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+
+use crate::types::{MessageId, RequestId, RequestNumber};
 
 /// Rows in the order of their keys.
 pub(super) trait Rows<K, V>: Default {
@@ -57,96 +59,231 @@ impl<K: Ord + Copy, V> Rows<K, V> for BTreeMap<K, V> {
     }
 }
 
-/// So many numbers in sequence share a block.
+/// A key that ends in a number.
+pub(super) trait Numbered: Ord + Copy {
+    /// The number. Keys that differ in nothing else are in its order.
+    fn number(self) -> u64;
+    /// The same key with another number.
+    fn with_number(self, number: u64) -> Self;
+}
+
+impl Numbered for u64 {
+    fn number(self) -> u64 {
+        self
+    }
+
+    fn with_number(self, number: u64) -> Self {
+        number
+    }
+}
+
+impl Numbered for MessageId {
+    fn number(self) -> u64 {
+        self.0.number.0
+    }
+
+    fn with_number(self, number: u64) -> Self {
+        Self(RequestId { number: RequestNumber(number), ..self.0 })
+    }
+}
+
+/// So many numbers in sequence share a block: as many as [`Block::present`] has bits.
 const BLOCK: u64 = 64;
 
-/// Rows whose keys are numbers, nearly all added in ascending order: such rows fill their blocks, where those of a
-/// `BTreeMap` fill half of its nodes.
+/// Rows whose keys end in numbers, nearly all of which are given in sequence: such rows fill their blocks, where those of
+/// a `BTreeMap` fill half of its nodes, and their keys take next to no space.
 #[derive(Clone, Debug)]
-pub(super) struct OrderedRows<V> {
-    /// By key / [`BLOCK`]; ascending in each block. No block is empty.
-    blocks: BTreeMap<u64, Vec<(u64, V)>>,
+pub(super) struct OrderedRows<K, V> {
+    /// By the first key that there could be in the block. No block is empty.
+    blocks: BTreeMap<K, Block<V>>,
     len: usize,
 }
 
-impl<V> Default for OrderedRows<V> {
+#[derive(Clone, Debug)]
+struct Block<V> {
+    /// Bit N, counted from the lowest: there is a row with the block's first number + N.
+    present: u64,
+    /// In the order of their numbers.
+    rows: Vec<V>,
+}
+
+impl<K, V> Default for OrderedRows<K, V> {
     fn default() -> Self {
         Self { blocks: BTreeMap::new(), len: 0 }
     }
 }
 
-fn find<V>(block: &[(u64, V)], key: u64) -> Result<usize, usize> {
-    block.binary_search_by_key(&key, |(key, _)| *key)
+impl<V> Default for Block<V> {
+    fn default() -> Self {
+        Self { present: 0, rows: Vec::new() }
+    }
 }
 
-impl<V> Rows<u64, V> for OrderedRows<V> {
-    fn len(&self) -> usize {
-        self.len
+fn first_of_block<K: Numbered>(key: K) -> K {
+    key.with_number(key.number() / BLOCK * BLOCK)
+}
+
+impl<V> Block<V> {
+    fn bit(number: u64) -> u64 {
+        1 << (number % BLOCK)
     }
 
-    fn row(&self, key: u64) -> Option<&V> {
-        let block = self.blocks.get(&(key / BLOCK))?;
-        find(block, key).ok().map(|at| &block[at].1)
+    /// Where the row with this number is among the rows, or where it belongs.
+    fn find(&self, number: u64) -> Result<usize, usize> {
+        let bit = Self::bit(number);
+        let at = (self.present & (bit - 1)).count_ones() as usize;
+        if self.present & bit == 0 { Err(at) } else { Ok(at) }
     }
 
-    fn row_mut(&mut self, key: u64) -> Option<&mut V> {
-        let block = self.blocks.get_mut(&(key / BLOCK))?;
-        find(block, key).ok().map(|at| &mut block[at].1)
-    }
-
-    fn insert(&mut self, key: u64, value: V) -> Option<V> {
-        let number = key / BLOCK;
-        if let Some(mut last) = self.blocks.last_entry()
-            && *last.key() < number
-        {
-            // Most likely nothing more comes into the one before.
-            last.get_mut().shrink_to_fit();
-        }
-        let block = self.blocks.entry(number).or_default();
-        match find(block, key) {
-            Ok(at) => Some(std::mem::replace(&mut block[at].1, value)),
+    fn insert(&mut self, number: u64, row: V) -> Option<V> {
+        match self.find(number) {
+            Ok(at) => Some(std::mem::replace(&mut self.rows[at], row)),
             Err(at) => {
-                block.insert(at, (key, value));
-                self.len += 1;
+                self.present |= Self::bit(number);
+                self.rows.insert(at, row);
                 None
             }
         }
     }
 
-    fn remove(&mut self, key: u64) -> Option<V> {
-        let number = key / BLOCK;
-        let block = self.blocks.get_mut(&number)?;
-        let (_, value) = block.remove(find(block, key).ok()?);
-        self.len -= 1;
-        if block.is_empty() {
-            self.blocks.remove(&number);
+    fn remove(&mut self, number: u64) -> Option<V> {
+        let at = self.find(number).ok()?;
+        self.present &= !Self::bit(number);
+        let row = self.rows.remove(at);
+        if self.rows.len() < self.rows.capacity() / 4 {
+            self.rows.shrink_to(self.rows.capacity() / 2);
         }
-        Some(value)
+        Some(row)
     }
 
-    fn last_key(&self) -> Option<u64> {
-        let (_, block) = self.blocks.last_key_value()?;
-        block.last().map(|(key, _)| *key)
+    /// The rows, and how far each number is from the block's first.
+    fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
+        let mut rest = self.present;
+        self.rows.iter().map(move |row| {
+            let at = rest.trailing_zeros();
+            rest &= rest - 1;
+            (u64::from(at), row)
+        })
+    }
+}
+
+impl<K: Numbered, V: Copy> OrderedRows<K, V> {
+    /// Takes rows in ascending order of their keys, and no more space than they need.
+    pub(super) fn from_sorted(rows: &[(K, V)]) -> Self {
+        let blocks = rows.chunk_by(|(a, _), (b, _)| first_of_block(*a) == first_of_block(*b));
+        let blocks = blocks.map(|rows| {
+            let present = rows.iter().fold(0, |bits, (key, _)| bits | Block::<V>::bit(key.number()));
+            let block = Block { present, rows: rows.iter().map(|(_, row)| *row).collect() };
+            (first_of_block(rows[0].0), block)
+        });
+        Self { blocks: blocks.collect(), len: rows.len() }
+    }
+}
+
+impl<K: Numbered, V> Rows<K, V> for OrderedRows<K, V> {
+    fn len(&self) -> usize {
+        self.len
     }
 
-    fn after<'a>(&'a self, key: Option<u64>) -> impl Iterator<Item = (u64, &'a V)>
+    fn row(&self, key: K) -> Option<&V> {
+        let block = self.blocks.get(&first_of_block(key))?;
+        block.find(key.number()).ok().map(|at| &block.rows[at])
+    }
+
+    fn row_mut(&mut self, key: K) -> Option<&mut V> {
+        let block = self.blocks.get_mut(&first_of_block(key))?;
+        block.find(key.number()).ok().map(|at| &mut block.rows[at])
+    }
+
+    fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let first = first_of_block(key);
+        if let Some(mut last) = self.blocks.last_entry()
+            && *last.key() < first
+        {
+            // Most likely nothing more comes into the one before.
+            last.get_mut().rows.shrink_to_fit();
+        }
+        let replaced = self.blocks.entry(first).or_default().insert(key.number(), value);
+        self.len += usize::from(replaced.is_none());
+        replaced
+    }
+
+    fn remove(&mut self, key: K) -> Option<V> {
+        let first = first_of_block(key);
+        let block = self.blocks.get_mut(&first)?;
+        let row = block.remove(key.number())?;
+        if block.rows.is_empty() {
+            self.blocks.remove(&first);
+        }
+        self.len -= 1;
+        Some(row)
+    }
+
+    fn last_key(&self) -> Option<K> {
+        let (first, block) = self.blocks.last_key_value()?;
+        Some(first.with_number(first.number() + u64::from(block.present.ilog2())))
+    }
+
+    fn after<'a>(&'a self, key: Option<K>) -> impl Iterator<Item = (K, &'a V)>
     where
         V: 'a,
     {
-        let (first, skipped) = key.map_or((0, 0), |key| {
-            let number = key / BLOCK;
-            let behind = |block: &Vec<(u64, V)>| block.partition_point(|(other, _)| *other <= key);
-            (number, self.blocks.get(&number).map_or(0, behind))
+        let first = key.map(first_of_block);
+        let skipped = key.map_or(0, |key| {
+            let found = self.blocks.get(&first_of_block(key)).map(|block| block.find(key.number()));
+            found.map_or(0, |found| found.map_or_else(|at| at, |at| at + 1))
         });
-        let rows = self.blocks.range(first..).flat_map(|(_, block)| block);
-        rows.skip(skipped).map(|(key, value)| (*key, value))
+        let blocks = self.blocks.range((first.map_or(Bound::Unbounded, Bound::Included), Bound::Unbounded));
+        let rows = blocks.flat_map(|(first, block)| {
+            block.iter().map(|(at, row)| (first.with_number(first.number() + at), row))
+        });
+        rows.skip(skipped)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ClientId;
     use proptest::prelude::*;
+    use std::fmt::Debug;
+
+    /// Of two clients.
+    fn id(key: u64) -> MessageId {
+        MessageId(RequestId { client: ClientId(key % 2), number: RequestNumber(key / 2) })
+    }
+
+    /// The same changes to rows and to an ordinary map, and then the same questions.
+    fn compare<K: Numbered + Debug>(
+        key: impl Fn(u64) -> K,
+        changes: &[(u64, Option<u8>)],
+        probes: &[Option<u64>],
+    ) -> Result<(), TestCaseError> {
+        let (mut rows, mut map) = (OrderedRows::default(), BTreeMap::new());
+        for (number, value) in changes {
+            let key = key(*number);
+            match value {
+                Some(value) => {
+                    prop_assert_eq!(Rows::insert(&mut rows, key, *value), map.insert(key, *value));
+                }
+                None => prop_assert_eq!(Rows::remove(&mut rows, key), map.remove(&key)),
+            }
+            prop_assert_eq!(Rows::last_key(&rows), Rows::last_key(&map));
+        }
+        let sorted: Vec<_> = map.iter().map(|(key, value)| (*key, *value)).collect();
+        for mut rows in [rows, OrderedRows::from_sorted(&sorted)] {
+            prop_assert_eq!(Rows::len(&rows), map.len());
+            for probe in probes {
+                let after = probe.map(&key);
+                let found: Vec<_> = rows.after(after).collect();
+                prop_assert_eq!(found, map.after(after).collect::<Vec<_>>());
+                let key = key(probe.unwrap_or(300));
+                prop_assert_eq!(rows.row(key), map.get(&key));
+                prop_assert_eq!(rows.row_mut(key), map.get_mut(&key));
+            }
+        }
+        Ok(())
+    }
 
     proptest! {
         #[test]
@@ -154,22 +291,8 @@ mod tests {
             changes in prop::collection::vec((0..300u64, any::<Option<u8>>()), 0..400),
             probes in prop::collection::vec(prop::option::of(0..320u64), 10),
         ) {
-            let (mut rows, mut map) = (OrderedRows::default(), BTreeMap::new());
-            for (key, value) in changes {
-                match value {
-                    Some(value) => prop_assert_eq!(Rows::insert(&mut rows, key, value), map.insert(key, value)),
-                    None => prop_assert_eq!(Rows::remove(&mut rows, key), map.remove(&key)),
-                }
-                prop_assert_eq!(Rows::last_key(&rows), Rows::last_key(&map));
-            }
-            prop_assert_eq!(Rows::len(&rows), map.len());
-            for probe in probes {
-                let found: Vec<_> = rows.after(probe).collect();
-                prop_assert_eq!(found, map.after(probe).collect::<Vec<_>>());
-                let key = probe.unwrap_or(300);
-                prop_assert_eq!(rows.row(key), map.get(&key));
-                prop_assert_eq!(rows.row_mut(key), map.get_mut(&key));
-            }
+            compare(|number| number, &changes, &probes)?;
+            compare(id, &changes, &probes)?;
         }
     }
 }

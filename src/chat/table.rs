@@ -233,8 +233,8 @@ mod tests {
             first in prop::collection::btree_map(0..256u64, any::<u32>(), 0..40),
             steps in prop::collection::vec((1..6usize, prop::collection::vec((0..256u64, any::<Option<u32>>()), 0..8)), 0..40),
         ) {
-            prop_assert_eq!(read::<BTreeMap<u64, u32>>(&first, &steps), read::<OrderedRows<u32>>(&first, &steps));
-            prop_assert_eq!(read::<OrderedRows<u32>>(&first, &steps), first.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(read::<BTreeMap<u64, u32>>(&first, &steps), read::<OrderedRows<u64, u32>>(&first, &steps));
+            prop_assert_eq!(read::<OrderedRows<u64, u32>>(&first, &steps), first.into_iter().collect::<Vec<_>>());
         }
     }
 }
