@@ -18,6 +18,11 @@ pub(super) struct Handle(u32);
 impl Handle {
     /// Stands for all deleted accounts together.
     pub(super) const DELETED: Self = Self(0);
+
+    /// Where the slot is among all.
+    fn at(self) -> usize {
+        self.0 as usize - 1
+    }
 }
 
 /// An account's row.
@@ -89,11 +94,11 @@ impl Directory {
     }
 
     fn slot(&self, handle: Handle) -> &Slot {
-        &self.slots[handle.0 as usize - 1]
+        &self.slots[handle.at()]
     }
 
     fn slot_mut(&mut self, handle: Handle) -> &mut Slot {
-        &mut self.slots[handle.0 as usize - 1]
+        &mut self.slots[handle.at()]
     }
 
     /// The id that a handle stands for; also that of a deleted account.
@@ -232,6 +237,39 @@ impl Directory {
         let waiting = &mut self.slot_mut(handle).waiting;
         assert!(waiting.back().is_none_or(|last| *last < order), "what waits is added in order");
         waiting.push_back(order);
+    }
+
+    /// Counts anew how often messages name each account, given what all of them name.
+    pub(super) fn set_mentions(&mut self, named: impl Iterator<Item = Handle>) {
+        // Apart from the slots, which fill much more memory, and are visited in no order.
+        let mut mentions = vec![0; self.slots.len()];
+        named.for_each(|handle| mentions[handle.at()] += 1);
+        for (slot, mentions) in self.slots.iter_mut().zip(mentions) {
+            slot.mentions = mentions;
+        }
+    }
+
+    /// Says anew what waits for each account: `all` gives recipients and orders, ascending by order, each time the
+    /// same.
+    pub(super) fn set_waiting<I: Iterator<Item = (Handle, u64)>>(&mut self, all: impl Fn() -> I) {
+        // A sort that counts first: where in `orders` the next one of each account goes.
+        let mut places = vec![0; self.slots.len()];
+        all().for_each(|(handle, _)| places[handle.at()] += 1);
+        let mut total = 0;
+        for place in &mut places {
+            total += std::mem::replace(place, total);
+        }
+        let mut orders = vec![0; total];
+        for (handle, order) in all() {
+            let place = &mut places[handle.at()];
+            orders[*place] = order;
+            *place += 1;
+        }
+        let mut start = 0;
+        for (slot, end) in self.slots.iter_mut().zip(places) {
+            slot.waiting = orders[start..end].to_vec().into();
+            start = end;
+        }
     }
 
     /// A message no longer waits for the account. Nearly always it is among the oldest.

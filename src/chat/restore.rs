@@ -18,8 +18,16 @@ pub struct Restore {
     state: State,
     /// The table of the row before.
     table: Table,
-    /// Of the accounts that exist and those that messages name: most rows name two, in no order.
-    handles: HashMap<AccountId, Handle>,
+    /// The accounts that exist and those that messages name: most rows name two, in no order.
+    known: HashMap<AccountId, Known>,
+}
+
+/// An account of which a row was seen.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    handle: Handle,
+    /// Whether it exists; a row of a message may name one that is deleted.
+    exists: bool,
 }
 
 /// What does not fit together though each row by itself is right.
@@ -47,7 +55,7 @@ impl Restore {
         Self {
             state: State { index, digest, ..State::default() },
             table: Table::Users,
-            handles: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
@@ -107,7 +115,8 @@ impl Restore {
         };
         directory.add(id, account, true);
         directory.note_active(id, LogIndex(fields.value(5, "an index")?));
-        self.handles.insert(id, directory.handle(id).expect("it was just added"));
+        let handle = directory.handle(id).expect("it was just added");
+        self.known.insert(id, Known { handle, exists: true });
         Ok(())
     }
 
@@ -122,13 +131,13 @@ impl Restore {
         ensure((1..=index.0).contains(&order), fields, 1, "an order up to the checkpoint's index")?;
         let from = AccountId(fields.value(2, "an account id")?);
         let to = AccountId(fields.value(3, "an account id")?);
-        let handles = &mut self.handles;
-        let exists = |id| handles.get(&id).is_some_and(|handle| directory.is_live(*handle));
+        let accounts = [from, to].map(|id| self.known.get(&id).copied());
+        let [from_exists, to_exists] = accounts.map(|known| known.is_some_and(|known| known.exists));
         if delivered {
-            let known = exists(from) || exists(to);
+            let known = from_exists || to_exists;
             ensure(known, fields, 3, "the sender or the recipient in user_table.csv")?;
         } else {
-            ensure(exists(to), fields, 3, "the id of an account in user_table.csv")?;
+            ensure(to_exists, fields, 3, "the id of an account in user_table.csv")?;
         }
         let unix_ms = fields.value(4, "milliseconds since 1970")?;
         let late = match fields.raw(5) {
@@ -137,9 +146,14 @@ impl Restore {
             _ => return Err(fields.error(5, "late or nothing")),
         };
         let text = fields.text(6)?.into();
-        let mut handle = |id| *handles.entry(id).or_insert_with(|| directory.handle_of_any(id, true));
-        let (from, to) = (handle(from), handle(to));
-        mailboxes.add_row(directory, order, Message { id, from, to, unix_ms, late, text }, delivered);
+        let mut deleted = |id| {
+            let handle = directory.handle_of_any(id, true);
+            self.known.insert(id, Known { handle, exists: false });
+            handle
+        };
+        let [from, to] = [(accounts[0], from), (accounts[1], to)]
+            .map(|(known, id)| known.map_or_else(|| deleted(id), |known| known.handle));
+        mailboxes.add_row(order, Message { id, from, to, unix_ms, late, text }, delivered);
         Ok(())
     }
 
