@@ -61,6 +61,16 @@ pub(super) enum AppliedRow {
     Run(u64, Run),
 }
 
+impl AppliedRow {
+    /// What stands in the column `at`.
+    pub(super) fn at(self) -> u64 {
+        match self {
+            Self::From(index) | Self::Absent(_, index) => index.0,
+            Self::Run(generation, _) => generation,
+        }
+    }
+}
+
 /// The rows that a checkpoint has yet to show.
 #[derive(Clone, Debug)]
 struct Reading {

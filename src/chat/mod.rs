@@ -10,7 +10,7 @@
 //! | `applied`, `conflicts` | what becoming one again after a split needs: ids of applied commands, and what did not fit |
 //! | `apply`, `rebase` | what each command does, here or coming from another log |
 //! | `queries` | pages of names and messages |
-//! | `rows`, `table`, `checkpoint`, `restore` | the state as rows, as of one index, and back |
+//! | `rows`, `table`, `checkpoint`, `table_row`, `restore` | the state as rows, as of one index, and back |
 //!
 //! The cost of a command or a page does not depend on how many accounts and messages there are, but for the
 //! logarithm of an ordered map; only deleting an account costs as much as its own mailbox.
@@ -30,12 +30,14 @@ mod restore;
 mod rows;
 mod sessions;
 mod table;
+mod table_row;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use checkpoint::{Slice, Table};
 pub use restore::{Restore, Unfit};
+pub use table_row::TableRow;
 pub use validate::{valid_name, valid_password, valid_text};
 
 use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};

@@ -1,23 +1,22 @@
 //! Builds the state from the rows of a checkpoint.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 
 use super::accounts::Handle;
-use super::applied::{AppliedRow, Run};
-use super::command::{Command, ConflictReason, Reply, parse_hash};
+use super::command::Reply;
 use super::conflicts::Conflict;
 use super::mailboxes::{Mailboxes, Message};
 use super::table::SnapshotTable;
+use super::table_row::{Kind, MessageRow, TableRow};
 use super::{Account, Session, State, Table};
-use crate::row::{Fields, RowError};
-use crate::types::{AccountId, ClientId, LogIndex, MessageId, RequestId, RequestNumber, ServerId};
+use crate::row::RowError;
+use crate::types::{AccountId, ClientId, LogIndex, RequestId};
 
 /// A state under construction. Rows come table by table in the order of [`Table::ALL`], in file order.
 #[derive(Debug)]
 pub struct Restore {
     state: State,
-    /// The table of the row before.
-    table: Table,
     /// The accounts that exist and those that messages name: most rows name two, in no order.
     known: HashMap<AccountId, Known>,
 }
@@ -52,35 +51,24 @@ impl Restore {
     /// Starts an empty state as of `index`; `digest` is what [`State::digest`] was then.
     #[must_use]
     pub fn new(index: LogIndex, digest: [u8; 32]) -> Self {
-        Self {
-            state: State { index, digest, ..State::default() },
-            table: Table::Users,
-            known: HashMap::new(),
-        }
+        Self { state: State { index, digest, ..State::default() }, known: HashMap::new() }
     }
 
-    /// Takes one row, parsed into the fields of [`Table::header`], without its checksum.
+    /// Takes one row.
     ///
     /// # Errors
-    /// What was found in which field, and what was expected.
-    ///
-    /// # Panics
-    /// If the tables don't come in the order of [`Table::ALL`].
-    pub fn row(&mut self, table: Table, fields: &Fields) -> Result<(), RowError> {
-        assert!(table >= self.table, "rows of {table:?} come after rows of {:?}", self.table);
-        self.table = table;
-        let expected = table.header().len();
-        if fields.len() != expected {
-            return Err(RowError::FieldCount { found: fields.len(), expected });
-        }
-        match table {
-            Table::Users => self.account(fields),
-            Table::Queued => self.message(fields, false),
-            Table::Delivered => self.message(fields, true),
-            Table::Sessions => self.session(fields),
-            Table::Replies => self.reply(fields),
-            Table::Applied => self.applied(fields),
-            Table::Conflicts => self.conflict(fields),
+    /// What was found in which field, and what was expected beside the rows before.
+    pub fn add(&mut self, row: TableRow) -> Result<(), RowError> {
+        match row.0 {
+            Kind::Account(id, account, active) => self.account(id, account, active),
+            Kind::Message(message) => self.message(message),
+            Kind::Session(client, session) => self.session(client, session),
+            Kind::Reply(request, reply) => self.reply(request, reply),
+            Kind::Applied(row) => {
+                let State { applied, index, .. } = &mut self.state;
+                applied.restore(*index, row).or_else(|expected| ensure(false, 1, row.at(), expected))
+            }
+            Kind::Conflict(order, conflict) => self.conflict(order, conflict),
         }
     }
 
@@ -95,57 +83,34 @@ impl Restore {
         Ok(self.state)
     }
 
-    fn account(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let id = AccountId(fields.value(0, "an account id")?);
+    fn account(&mut self, id: AccountId, account: Account, active: LogIndex) -> Result<(), RowError> {
         let directory = &mut self.state.directory;
-        ensure(directory.accounts.last_key() < Some(id), fields, 0, "an id above that of the row before")?;
-        let name = fields.text(1)?;
-        ensure(
-            super::validate::valid_given_name(&name),
-            fields,
-            1,
-            "a name of 1 to 32 of A-Z a-z 0-9 _ . -, or one with ~NUMBER",
-        )?;
-        ensure(directory.named(&name).is_none(), fields, 1, "a name that no other account has")?;
-        let account = Account {
-            name,
-            password: fields.text(2)?,
-            password_set: fields.value(3, "the id of the request that set the password")?,
-            created_unix_ms: fields.value(4, "milliseconds since 1970")?,
-        };
+        ensure(directory.accounts.last_key() < Some(id), 0, id, "an id above that of the row before")?;
+        let free = directory.named(&account.name).is_none();
+        ensure(free, 1, &account.name, "a name that no other account has")?;
         directory.add(id, account, true);
-        directory.note_active(id, LogIndex(fields.value(5, "an index")?));
+        directory.note_active(id, active);
         let handle = directory.handle(id).expect("it was just added");
         self.known.insert(id, Known { handle, exists: true });
         Ok(())
     }
 
-    fn message(&mut self, fields: &Fields, delivered: bool) -> Result<(), RowError> {
+    fn message(&mut self, row: MessageRow) -> Result<(), RowError> {
         let State { directory, mailboxes, index, .. } = &mut self.state;
-        let id = MessageId(fields.value(0, "a message id")?);
-        let order: u64 = fields.value(1, "the message's place in the order of all")?;
+        let MessageRow { id, order, from, to, unix_ms, late, text, delivered } = row;
         let table = if delivered { &mailboxes.delivered } else { &mailboxes.queued };
-        ensure(table.last_key() < Some(order), fields, 1, "an order above that of the row before")?;
+        ensure(table.last_key() < Some(order), 1, order, "an order above that of the row before")?;
         let free = !delivered || !mailboxes.queued.contains(order);
-        ensure(free, fields, 1, "an order that no queued message has")?;
-        ensure((1..=index.0).contains(&order), fields, 1, "an order up to the checkpoint's index")?;
-        let from = AccountId(fields.value(2, "an account id")?);
-        let to = AccountId(fields.value(3, "an account id")?);
+        ensure(free, 1, order, "an order that no queued message has")?;
+        ensure((1..=index.0).contains(&order), 1, order, "an order up to the checkpoint's index")?;
         let accounts = [from, to].map(|id| self.known.get(&id).copied());
         let [from_exists, to_exists] = accounts.map(|known| known.is_some_and(|known| known.exists));
         if delivered {
             let known = from_exists || to_exists;
-            ensure(known, fields, 3, "the sender or the recipient in user_table.csv")?;
+            ensure(known, 3, to, "the sender or the recipient in user_table.csv")?;
         } else {
-            ensure(to_exists, fields, 3, "the id of an account in user_table.csv")?;
+            ensure(to_exists, 3, to, "the id of an account in user_table.csv")?;
         }
-        let unix_ms = fields.value(4, "milliseconds since 1970")?;
-        let late = match fields.raw(5) {
-            "" => false,
-            "late" => true,
-            _ => return Err(fields.error(5, "late or nothing")),
-        };
-        let text = fields.text(6)?.into();
         let mut deleted = |id| {
             let handle = directory.handle_of_any(id, true);
             self.known.insert(id, Known { handle, exists: false });
@@ -157,83 +122,34 @@ impl Restore {
         Ok(())
     }
 
-    fn session(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let client = client_id(fields, 0)?;
-        let sessions = &mut self.state.sessions;
+    fn session(&mut self, client: ClientId, session: Session) -> Result<(), RowError> {
+        let State { sessions, directory, .. } = &mut self.state;
         let ascending = sessions.sessions.last_key() < Some(client);
-        ensure(ascending, fields, 0, "a client id above that of the row before")?;
-        let account = AccountId(fields.value(1, "an account id")?);
-        let known = self.state.directory.accounts.contains(account);
-        ensure(known, fields, 1, "the id of an account in user_table.csv")?;
-        let token = parse_hash(fields.raw(2)).ok_or_else(|| fields.error(2, "64 hexadecimal digits"))?;
-        let acknowledged = RequestNumber(fields.value(3, "a request number")?);
-        let last_used_unix_ms = fields.value(4, "milliseconds since 1970")?;
-        let active = LogIndex(fields.value(5, "an index")?);
-        sessions.add(
-            &self.state.directory,
-            client,
-            Session { account, token, acknowledged, last_used_unix_ms, active },
-        );
+        ensure(ascending, 0, client, "a client id above that of the row before")?;
+        let known = directory.accounts.contains(session.account);
+        ensure(known, 1, session.account, "the id of an account in user_table.csv")?;
+        sessions.add(directory, client, session);
         Ok(())
     }
 
-    fn reply(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let client = client_id(fields, 0)?;
-        let request = RequestId { client, number: RequestNumber(fields.value(1, "a request number")?) };
+    fn reply(&mut self, request: RequestId, reply: Reply) -> Result<(), RowError> {
         let sessions = &mut self.state.sessions;
-        let Some(session) = sessions.session(client) else {
-            return Err(fields.error(0, "the client id of a session in sessions.csv"));
-        };
-        let kept = request.number.is_chosen_by_client() && request.number > session.acknowledged;
-        ensure(kept, fields, 1, "a 32-bit request number above what the session has acknowledged")?;
-        ensure(
-            sessions.replies.last_key() < Some(request),
-            fields,
-            1,
-            "a request above that of the row before",
-        )?;
-        sessions.add_reply(request, Reply::read_fields(2, fields)?);
+        let session = sessions.session(request.client);
+        ensure(session.is_some(), 0, request.client, "the client id of a session in sessions.csv")?;
+        let acknowledged = session.map(|session| session.acknowledged);
+        let kept = request.number.is_chosen_by_client() && Some(request.number) > acknowledged;
+        let expected = "a 32-bit request number above what the session has acknowledged";
+        ensure(kept, 1, request.number, expected)?;
+        let ascending = sessions.replies.last_key() < Some(request);
+        ensure(ascending, 1, request.number, "a request above that of the row before")?;
+        sessions.add_reply(request, reply);
         Ok(())
     }
 
-    fn applied(&mut self, fields: &Fields) -> Result<(), RowError> {
-        let row = match fields.raw(0) {
-            "from" => AppliedRow::From(LogIndex(fields.value(1, "an index")?)),
-            "absent" => AppliedRow::Absent(
-                ServerId(fields.value(2, "a server's number")?),
-                LogIndex(fields.value(1, "an index")?),
-            ),
-            "ids" => {
-                let number = RequestNumber(fields.value(3, "a request number")?);
-                let first = RequestId { client: client_id(fields, 2)?, number };
-                let last = RequestNumber(fields.value(4, "a request number")?);
-                AppliedRow::Run(fields.value(1, "the number of a generation")?, Run { first, last })
-            }
-            _ => return Err(fields.error(0, "from, absent or ids")),
-        };
-        let State { applied, index, .. } = &mut self.state;
-        applied.restore(*index, row).map_err(|expected| fields.error(1, expected))
-    }
-
-    fn conflict(&mut self, fields: &Fields) -> Result<(), RowError> {
+    fn conflict(&mut self, order: u64, conflict: Conflict) -> Result<(), RowError> {
         let State { conflicts, index, .. } = &mut self.state;
-        let order: u64 = fields.value(0, "the conflict's place in the order of all")?;
-        ensure(conflicts.rows.last_key() < Some(order), fields, 0, "an order above that of the row before")?;
-        ensure((1..=index.0).contains(&order), fields, 0, "an order up to the checkpoint's index")?;
-        let reason = ConflictReason::from_keyword(fields.raw(1))
-            .ok_or_else(|| fields.error(1, "the reason of a conflict"))?;
-        let command =
-            Command::kind_from(fields.raw(2)).ok_or_else(|| fields.error(2, "a command's keyword"))?;
-        let other = (!fields.raw(6).is_empty()).then(|| fields.value(6, "an account id")).transpose()?;
-        let conflict = Conflict {
-            reason,
-            command,
-            request: fields.value(3, "a request id")?,
-            unix_ms: fields.value(4, "milliseconds since 1970")?,
-            account: AccountId(fields.value(5, "an account id")?),
-            other: other.map(AccountId),
-            text: fields.text(7)?,
-        };
+        ensure(conflicts.rows.last_key() < Some(order), 0, order, "an order above that of the row before")?;
+        ensure((1..=index.0).contains(&order), 0, order, "an order up to the checkpoint's index")?;
         conflicts.add(order, conflict);
         Ok(())
     }
@@ -252,14 +168,9 @@ fn same_id(mailboxes: &Mailboxes, orders: [u64; 2]) -> Unfit {
     Unfit::Row { table, row: before + 1, error }
 }
 
-fn client_id(fields: &Fields, field: usize) -> Result<ClientId, RowError> {
-    let text = fields.raw(field);
-    let id = u64::from_str_radix(text, 16).ok().filter(|id| ClientId(*id).to_string() == text);
-    id.map(ClientId).ok_or_else(|| fields.error(field, "a client id of 16 hexadecimal digits"))
-}
-
-fn ensure(holds: bool, fields: &Fields, field: usize, expected: &'static str) -> Result<(), RowError> {
-    if holds { Ok(()) } else { Err(fields.error(field, expected)) }
+fn ensure(holds: bool, field: usize, found: impl Display, expected: &'static str) -> Result<(), RowError> {
+    let error = || RowError::Field { field: field + 1, found: found.to_string(), expected };
+    if holds { Ok(()) } else { Err(error()) }
 }
 
 impl State {

@@ -4,6 +4,10 @@
 //! and what each file must amount to. `checkpoints/current` is a link that one rename replaces, and `user_table.csv`,
 //! `queued_messages.csv` and `conflicts.csv` in the data directory link through it. Two generations stay.
 
+use std::panic::resume_unwind;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
 use bytes::Bytes;
 
 use super::commit_log::{attempt, copy_part, write_file};
@@ -12,7 +16,7 @@ use super::error::StorageError;
 use super::lines::{Lines, buffer_for};
 use super::record::{format_views, parse_views};
 use crate::chat::command::{Hex, parse_hash};
-use crate::chat::{Restore, Slice, State, Table, Unfit};
+use crate::chat::{Restore, Slice, State, Table, TableRow, Unfit};
 use crate::config::BATCH_BYTES_MAX;
 use crate::message::{CheckpointResult, CheckpointStep, Installed, Position, ReadResult, ViewTable};
 use crate::row::{Fields, RowError, RowWriter, verify};
@@ -32,6 +36,9 @@ const MANIFEST_HEADER: &str = "kind,index,view,chain,file,rows,bytes,crc32,text,
 const MANIFEST_FIELDS: usize = 9;
 /// Tables that a person finds in the data directory itself.
 const LINKED: [Table; 3] = [Table::Users, Table::Queued, Table::Conflicts];
+/// How many rows one thread hands to the other at once, and how many times it may be ahead.
+const BATCH_ROWS: usize = 1024;
+const BATCHES_AHEAD_MAX: usize = 8;
 /// How many rows lie between two reports of progress.
 const PROGRESS_ROWS: u64 = 500_000;
 
@@ -181,7 +188,15 @@ fn header_of(table: Table) -> String {
     format!("{},crc\n", table.header().join(","))
 }
 
-/// Reads a whole checkpoint, checking every row and every file.
+/// Rows of one table, read and not yet compared with others.
+struct Batch {
+    table: Table,
+    /// The line of the first one.
+    line: u64,
+    rows: Vec<TableRow>,
+}
+
+/// Reads a whole checkpoint, checking every row and every file: a thread reads the rows, this one puts them together.
 pub(super) fn load<D: Disk>(
     disk: &D,
     directory: &str,
@@ -189,28 +204,14 @@ pub(super) fn load<D: Disk>(
 ) -> Result<(State, Manifest), StorageError> {
     let manifest = Manifest::read(disk, directory)?;
     let mut restore = Restore::new(manifest.position.index, manifest.digest);
-    let mut rows = 0u64;
-    for (&table, expected) in Table::ALL.iter().zip(&manifest.tables) {
-        let path = format!("{directory}/{}", table.file_name());
-        let file = attempt(disk, "open", &path, disk.open(&path))?;
-        let found = read_rows(disk, &path, &file, &header_of(table), table.header().len(), |fields| {
-            rows += 1;
-            if rows.is_multiple_of(PROGRESS_ROWS) {
-                progress(format!("read {rows} rows of the checkpoint so far"));
-            }
-            restore.row(table, fields)
-        })?;
-        if found != *expected {
-            let tell = |file: &TableFile| {
-                format!("{} rows in {} bytes with crc {:08x}", file.rows, file.bytes, file.crc)
-            };
-            return Err(StorageError::File {
-                path: disk.display(&path),
-                found: tell(&found),
-                expected: tell(expected),
-            });
-        }
-    }
+    let (send, batches) = sync_channel(BATCHES_AHEAD_MAX);
+    thread::scope(|scope| {
+        let (disk_read, manifest) = (disk.clone(), &manifest);
+        let reading = scope.spawn(move || read_tables(&disk_read, directory, manifest, &send));
+        // If both fail, this is about the earlier row.
+        add_rows(disk, directory, batches, &mut restore, progress)?;
+        reading.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     let state = restore.finish().map_err(|unfit| match unfit {
         Unfit::Row { table, row, error } => {
             let path = disk.display(&format!("{directory}/{}", table.file_name()));
@@ -224,6 +225,70 @@ pub(super) fn load<D: Disk>(
         },
     })?;
     Ok((state, manifest))
+}
+
+/// Reads all tables, and hands out their rows until nobody takes them.
+fn read_tables<D: Disk>(
+    disk: &D,
+    directory: &str,
+    manifest: &Manifest,
+    send: &SyncSender<Batch>,
+) -> Result<(), StorageError> {
+    for (&table, expected) in Table::ALL.iter().zip(&manifest.tables) {
+        let path = format!("{directory}/{}", table.file_name());
+        let file = attempt(disk, "open", &path, disk.open(&path))?;
+        // The header is line 1.
+        let (mut line, mut rows) = (2, Vec::with_capacity(BATCH_ROWS));
+        let mut hand_out = |rows: &mut Vec<TableRow>| {
+            let rows = std::mem::replace(rows, Vec::with_capacity(BATCH_ROWS));
+            let first = line;
+            line += rows.len() as u64;
+            // Nobody takes them any more after a row that does not fit; that is what will be told.
+            let _ = send.send(Batch { table, line: first, rows });
+        };
+        let found = read_rows(disk, &path, &file, &header_of(table), table.header().len(), |fields| {
+            rows.push(TableRow::parse(table, fields)?);
+            if rows.len() == BATCH_ROWS {
+                hand_out(&mut rows);
+            }
+            Ok(())
+        })?;
+        hand_out(&mut rows);
+        if found != *expected {
+            let tell = |file: &TableFile| {
+                format!("{} rows in {} bytes with crc {:08x}", file.rows, file.bytes, file.crc)
+            };
+            return Err(StorageError::File {
+                path: disk.display(&path),
+                found: tell(&found),
+                expected: tell(expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn add_rows<D: Disk>(
+    disk: &D,
+    directory: &str,
+    batches: Receiver<Batch>,
+    restore: &mut Restore,
+    progress: &mut dyn FnMut(String),
+) -> Result<(), StorageError> {
+    let mut count = 0u64;
+    for Batch { table, line, rows } in batches {
+        for (line, row) in (line..).zip(rows) {
+            count += 1;
+            if count.is_multiple_of(PROGRESS_ROWS) {
+                progress(format!("read {count} rows of the checkpoint so far"));
+            }
+            restore.add(row).map_err(|error| {
+                let path = disk.display(&format!("{directory}/{}", table.file_name()));
+                StorageError::Row { path, line, error }
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// A checkpoint's directory: `INDEX`, or `INDEX-N` if there was one of that index already.

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder as _;
 
-use lastword::chat::{Restore, Table};
+use lastword::chat::{Restore, Table, TableRow};
 use lastword::config::{FRAME_CLIENT_BYTES_MAX, FRAME_PEER_BYTES_MAX};
 use lastword::message::{Entry, Response};
 use lastword::prng::Prng;
@@ -273,8 +273,8 @@ fn table(input: &[u8], _: &mut Prng) -> Verdict {
     let mut fields = Fields::new();
     for line in lines.split(|&byte| byte == b'\n').skip(1).filter(|line| line.len() > 9) {
         let row = &line[..line.len() - 9];
-        if let Err(error) = fields.parse(row, table.header().len()).and_then(|()| restore.row(table, &fields))
-        {
+        let parsed = fields.parse(row, table.header().len()).and_then(|()| TableRow::parse(table, &fields));
+        if let Err(error) = parsed.and_then(|row| restore.add(row)) {
             return tell(&error);
         }
     }

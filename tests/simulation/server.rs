@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastword::chat::{Restore, State};
+use lastword::chat::{Restore, State, TableRow};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
     Request, Response, Write,
@@ -41,7 +41,8 @@ fn spoil(state: &mut State) -> State {
         for line in slice.rows.split_inclusive(|byte| *byte == b'\n') {
             let row = verify(line.trim_ascii_end()).expect("a row as it was written");
             fields.parse(row, slice.table.header().len()).expect("its fields");
-            restore.row(slice.table, &fields).expect("what the table is made of");
+            let row = TableRow::parse(slice.table, &fields).expect("a row of its table");
+            restore.add(row).expect("what the table is made of");
         }
     }
     restore.finish().expect("it was whole")

@@ -1,6 +1,6 @@
 //! What a checkpoint looks like, and what is wrong with a bad one.
 
-use super::super::Restore;
+use super::super::{Restore, TableRow};
 use super::*;
 use crate::row::{Fields, RowWriter};
 
@@ -192,7 +192,8 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
         for (table, row) in &rows {
             assert_eq!(error, None, "only the last row of {rows:?} is wrong");
             fields.parse(row.as_bytes(), table.header().len()).unwrap();
-            error = restore.row(*table, &fields).err().map(|error| error.to_string());
+            let added = TableRow::parse(*table, &fields).and_then(|row| restore.add(row));
+            error = added.err().map(|error| error.to_string());
         }
         let error = error.unwrap_or_else(|| panic!("{rows:?} was taken"));
         assert!(error.contains(expected), "{error}\nshould contain\n{expected}");
@@ -205,7 +206,7 @@ fn more_sessions_than_an_account_may_have_are_refused_at_the_end() {
     let mut fields = Fields::new();
     let mut take = |table: Table, row: &str| {
         fields.parse(row.as_bytes(), table.header().len()).unwrap();
-        restore.row(table, &fields).unwrap();
+        restore.add(TableRow::parse(table, &fields).unwrap()).unwrap();
     };
     take(Table::Users, "0000000000000001-1,alice,p,0000000000000001-1,0,0");
     for client in 1..=33 {
@@ -224,7 +225,7 @@ fn of_two_messages_with_one_id_the_later_row_is_refused_at_the_end() {
         let mut fields = Fields::new();
         let mut take = |table: Table, row: &str| {
             fields.parse(row.as_bytes(), table.header().len()).unwrap();
-            restore.row(table, &fields).unwrap();
+            restore.add(TableRow::parse(table, &fields).unwrap()).unwrap();
         };
         take(Table::Users, &format!("{A},alice,p,{A},0,0"));
         for (table, order, number) in messages {
