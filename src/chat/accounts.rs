@@ -282,6 +282,12 @@ impl Directory {
         }
     }
 
+    /// Packs accounts that were added in order.
+    pub(super) fn pack(&mut self) {
+        self.accounts.pack();
+        self.names = std::mem::take(&mut self.names).into_iter().collect();
+    }
+
     /// Compares what is kept in several places.
     pub(super) fn check(&self, Counts { mentions, waiting }: &Counts) -> Result<(), String> {
         let mut bytes = 0;

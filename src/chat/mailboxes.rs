@@ -131,10 +131,9 @@ impl Mailboxes {
             (low, high, order)
         }));
         conversations.sort_unstable();
-        let existing = conversations.iter().filter(|(low, ..)| *low != Handle::DELETED);
-        let mut partners: Vec<_> = existing.map(|(low, high, _)| (*high, *low)).collect();
-        partners.dedup();
-        self.partners = partners.into_iter().collect();
+        let each = conversations.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).map(|orders| orders[0]);
+        let existing = each.filter(|(low, ..)| *low != Handle::DELETED);
+        self.partners = existing.map(|(low, high, _)| (high, low)).collect();
         self.conversations = conversations.into_iter().collect();
         Ok(())
     }

@@ -77,7 +77,10 @@ impl Restore {
     /// # Errors
     /// What does not fit together.
     pub fn finish(mut self) -> Result<State, Unfit> {
-        let State { directory, mailboxes, .. } = &mut self.state;
+        drop(self.known);
+        let State { directory, mailboxes, sessions, .. } = &mut self.state;
+        directory.pack();
+        sessions.pack();
         mailboxes.build_lookups(directory).map_err(|orders| same_id(mailboxes, orders))?;
         self.state.check_restored().map_err(Unfit::Rows)?;
         Ok(self.state)

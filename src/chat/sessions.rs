@@ -95,6 +95,14 @@ impl Sessions {
         self.replies.insert(request, reply);
     }
 
+    /// Packs sessions and replies that were added in order.
+    pub(super) fn pack(&mut self) {
+        self.sessions.pack();
+        self.replies.pack();
+        self.by_last_use = std::mem::take(&mut self.by_last_use).into_iter().collect();
+        self.by_account = std::mem::take(&mut self.by_account).into_iter().collect();
+    }
+
     /// Gives the client of `request` a session of `account`, or its own session another token. Ends the session of the
     /// account that was not used for longest if there are too many.
     ///

@@ -49,6 +49,11 @@ impl<K, V, R: Default> Default for SnapshotTable<K, V, R> {
 }
 
 impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
+    /// Packs rows that were added in order: the nodes of the tree are half empty then.
+    pub(super) fn pack(&mut self) {
+        self.rows = std::mem::take(&mut self.rows).into_iter().collect();
+    }
+
     /// The first key in a range.
     pub(super) fn first_key(&self, range: impl RangeBounds<K>) -> Option<K> {
         self.rows.range(range).next().map(|(key, _)| *key)
