@@ -184,7 +184,8 @@ impl Peer {
 
     /// V2: whether a heartbeat round trip begun by this server stands so close before the end of the life
     /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares, if
-    /// it drops only those who have not answered for as long as `silence`.
+    /// it drops only those who have not answered for as long as `silence`. In a view that is as young as that none may
+    /// have been finished yet: any sign of that life counts, be it that the view names it.
     pub(super) fn was_in_touch(
         &self,
         now: Instant,
@@ -195,17 +196,18 @@ impl Peer {
         if removed!("V2-in-touch") {
             return true;
         }
+        let round_trip = self.round_trip.or(Some(self.answered_at));
         let (begun, end) = if self.incarnation > incarnation {
             let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
                 return false;
             };
             (life.round_trip, Some(life.ended))
         } else if self.refused_since.is_some() {
-            (self.round_trip, self.refused_since)
+            (round_trip, self.refused_since)
         } else if is_silent {
-            (self.round_trip, Some(self.answered_at))
+            (round_trip, Some(self.answered_at))
         } else {
-            (self.round_trip, Some(now))
+            (round_trip, Some(now))
         };
         let age_max = silence - SUSPICION / 2;
         matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= age_max)
