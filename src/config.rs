@@ -16,6 +16,8 @@ pub const MAILBOX_MESSAGES_MAX: usize = 100_000;
 pub const SESSIONS_PER_ACCOUNT_MAX: usize = 32;
 /// A session expires when it was not used for so long.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Most sessions that one entry lets expire: after a month of standstill all of them are due.
+pub const SESSIONS_EXPIRED_AT_ONCE_MAX: usize = 1024;
 /// How far a client's request numbers may run ahead of the oldest unanswered one (N2).
 pub const REQUEST_WINDOW: u64 = 1024;
 /// Most ids in one acknowledge or delete request.

@@ -21,7 +21,8 @@ pub enum Operation {
     },
     /// The last entry before an orderly stop of all members: any of them may start alone.
     Closed,
-    /// Sessions unused since before this time are forgotten (X2). Milliseconds since 1970.
+    /// Sessions unused since before this time are forgotten, at most
+    /// [`SESSIONS_EXPIRED_AT_ONCE_MAX`](crate::config::SESSIONS_EXPIRED_AT_ONCE_MAX) (X2). Milliseconds since 1970.
     Expire {
         /// Sessions last used before this moment go.
         before_unix_ms: u64,

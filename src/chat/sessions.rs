@@ -6,7 +6,7 @@ use super::accounts::{Directory, Handle};
 use super::command::{Reply, TokenHash};
 use super::table::SnapshotTable;
 use super::{Known, Session};
-use crate::config::{REQUEST_WINDOW, SESSIONS_PER_ACCOUNT_MAX};
+use crate::config::{REQUEST_WINDOW, SESSIONS_EXPIRED_AT_ONCE_MAX, SESSIONS_PER_ACCOUNT_MAX};
 use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};
 
 const SESSION_ROW_BYTES: u64 = 150;
@@ -179,7 +179,8 @@ impl Sessions {
         }
     }
 
-    /// Ends the sessions that were last used before this time, the longest unused first (X2).
+    /// Ends sessions that were last used before this time, the longest unused first: so many that it takes no more time
+    /// than other entries do (X2).
     pub(super) fn end_unused_since(
         &mut self,
         directory: &mut Directory,
@@ -188,7 +189,8 @@ impl Sessions {
     ) {
         let through = (minute(unix_ms), ClientId(u64::MAX));
         let unused = self.by_last_use.range(..=through).map(|(_, client)| (self.last_use(*client), *client));
-        let mut unused: Vec<_> = unused.filter(|(last_used, _)| *last_used < unix_ms).collect();
+        let unused = unused.filter(|(last_used, _)| *last_used < unix_ms).take(SESSIONS_EXPIRED_AT_ONCE_MAX);
+        let mut unused: Vec<_> = unused.collect();
         unused.sort_unstable();
         for (_, client) in unused {
             self.end(directory, client, ended);

@@ -20,7 +20,7 @@ use super::{Effect, HashId, HashJob, Hashed, Replica, Role};
 /// Most requests held while a view changes; beyond it `busy`.
 pub(super) const WAITING_MAX: usize = 16_384;
 /// How often a primary looks for sessions that have expired (X2).
-const EXPIRY_LOOKED_FOR_EVERY: Duration = Duration::from_secs(3600);
+const EXPIRY_LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
 
 /// What a server knows of its clients.
 #[derive(Debug, Default)]

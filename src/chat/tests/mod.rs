@@ -17,7 +17,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 struct Chat {
     state: State,
     unix_ms: u64,
-    numbers: [u64; 128],
+    numbers: [u64; 2048],
 }
 
 /// A logged in account: the client that acts, and for whom.
@@ -33,7 +33,7 @@ fn request(client: ClientId, number: u64) -> RequestId {
 
 impl Chat {
     fn new() -> Self {
-        Self { state: State::new(), unix_ms: 1_000_000, numbers: [0; 128] }
+        Self { state: State::new(), unix_ms: 1_000_000, numbers: [0; 2048] }
     }
 
     fn apply(&mut self, operation: &Operation) -> Outcome {

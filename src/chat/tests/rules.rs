@@ -2,7 +2,9 @@
 
 use super::super::Known;
 use super::*;
-use crate::config::{MAILBOX_MESSAGES_MAX, REQUEST_WINDOW, SESSIONS_PER_ACCOUNT_MAX};
+use crate::config::{
+    MAILBOX_MESSAGES_MAX, REQUEST_WINDOW, SESSIONS_EXPIRED_AT_ONCE_MAX, SESSIONS_PER_ACCOUNT_MAX,
+};
 
 #[test]
 fn a_new_account_is_named_after_its_request_and_logged_in() {
@@ -428,6 +430,18 @@ fn sessions_unused_for_long_expire_by_an_entry() {
     assert_eq!((outcome.reply, outcome.ended), (None, vec![alice.client]));
     assert_eq!(chat.reply(alice, send(bob, "hi")), refused(Refusal::SessionExpired));
     assert_eq!(chat.state.known(alice.id.0), Known::New);
+}
+
+#[test]
+fn one_entry_lets_only_so_many_sessions_expire_and_the_next_one_the_others() {
+    let mut chat = Chat::new();
+    let count = SESSIONS_EXPIRED_AT_ONCE_MAX + 1;
+    let users: Vec<User> =
+        (1..=count as u64).map(|client| chat.register(client, &format!("user-{client}"))).collect();
+    let expire = Operation::Expire { before_unix_ms: chat.unix_ms + 1 };
+    let ended = [chat.apply(&expire).ended, chat.apply(&expire).ended];
+    assert_eq!(ended[0].len(), SESSIONS_EXPIRED_AT_ONCE_MAX);
+    assert_eq!(ended.concat(), users.iter().map(|user| user.client).collect::<Vec<_>>());
 }
 
 #[test]
