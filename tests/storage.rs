@@ -438,6 +438,31 @@ fn two_generations_of_checkpoints_stay_and_the_older_one_stands_in_for_a_damaged
 }
 
 #[test]
+fn a_checkpoint_of_thousands_of_rows_is_read_whole_and_names_the_line_that_has_rotted() {
+    const ROWS: u64 = 4_000;
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, ROWS);
+    opened.log.write(&Write::Commit(LogIndex(ROWS))).unwrap();
+    opened.log.sync().unwrap();
+    let position = opened.log.last();
+    take_checkpoint(&mut opened, &known, position).unwrap();
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.checkpoint, LogIndex(ROWS));
+    check(&opened, &known);
+    let table = "checkpoints/000000004000/queued_messages.csv";
+    let bytes = disk.bytes(table).unwrap();
+    let lines: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at] == b'\n').collect();
+    disk.flip_bit(table, lines[lines.len() / 2] - 20, 1);
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.checkpoint, LogIndex::ZERO);
+    let line = format!("queued_messages.csv, line {}: found", lines.len() / 2 + 1);
+    assert!(opened.notices[0].contains(&line), "{line}: {:?}", opened.notices);
+    check(&opened, &known);
+}
+
+#[test]
 fn a_view_whose_first_row_has_rotted_begins_where_the_checkpoint_says() {
     let mut known = Known::default();
     let (disk, mut opened) = fresh(1);

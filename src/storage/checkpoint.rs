@@ -4,14 +4,12 @@
 //! and what each file must amount to. `checkpoints/current` is a link that one rename replaces, and `user_table.csv`,
 //! `queued_messages.csv` and `conflicts.csv` in the data directory link through it. Two generations stay.
 
-use std::panic::resume_unwind;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
 
 use super::commit_log::{attempt, copy_part, write_file};
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, at_once};
 use super::error::StorageError;
 use super::lines::{Lines, buffer_for};
 use super::record::{format_views, parse_views};
@@ -39,6 +37,8 @@ const LINKED: [Table; 3] = [Table::Users, Table::Queued, Table::Conflicts];
 /// How many rows one thread hands to the other at once, and how many times it may be ahead.
 const BATCH_ROWS: usize = 1024;
 const BATCHES_AHEAD_MAX: usize = 8;
+/// From so many rows on a second thread is worth its while.
+const ROWS_SMALL_MAX: u64 = 2048;
 /// How many rows lie between two reports of progress.
 const PROGRESS_ROWS: u64 = 500_000;
 
@@ -196,7 +196,8 @@ struct Batch {
     rows: Vec<TableRow>,
 }
 
-/// Reads a whole checkpoint, checking every row and every file: a thread reads the rows, this one puts them together.
+/// Reads a whole checkpoint, checking every row and every file: a thread reads the rows, this one puts them together; of a
+/// small one it does both.
 pub(super) fn load<D: Disk>(
     disk: &D,
     directory: &str,
@@ -204,14 +205,24 @@ pub(super) fn load<D: Disk>(
 ) -> Result<(State, Manifest), StorageError> {
     let manifest = Manifest::read(disk, directory)?;
     let mut restore = Restore::new(manifest.position.index, manifest.digest);
-    let (send, batches) = sync_channel(BATCHES_AHEAD_MAX);
-    thread::scope(|scope| {
-        let (disk_read, manifest) = (disk.clone(), &manifest);
-        let reading = scope.spawn(move || read_tables(&disk_read, directory, manifest, &send));
-        // If both fail, this is about the earlier row.
+    // If reading and adding fail, adding is about the earlier row.
+    if manifest.tables.iter().map(|table| table.rows).sum::<u64>() < ROWS_SMALL_MAX {
+        let mut batches = Vec::new();
+        let read = read_tables(disk, directory, &manifest, |batch| batches.push(batch));
         add_rows(disk, directory, batches, &mut restore, progress)?;
-        reading.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })?;
+        read?;
+    } else {
+        let (send, batches) = sync_channel(BATCHES_AHEAD_MAX);
+        // Nobody takes them any more after a row that does not fit; that is what will be told.
+        let hand_out = move |batch| drop(send.send(batch));
+        let (disk_read, manifest) = (disk.clone(), &manifest);
+        let (read, added) = at_once(
+            move || read_tables(&disk_read, directory, manifest, hand_out),
+            || add_rows(disk, directory, batches, &mut restore, progress),
+        );
+        added?;
+        read?;
+    }
     let state = restore.finish().map_err(|unfit| match unfit {
         Unfit::Row { table, row, error } => {
             let path = disk.display(&format!("{directory}/{}", table.file_name()));
@@ -227,33 +238,31 @@ pub(super) fn load<D: Disk>(
     Ok((state, manifest))
 }
 
-/// Reads all tables, and hands out their rows until nobody takes them.
+/// Reads all tables, and hands out their rows.
 fn read_tables<D: Disk>(
     disk: &D,
     directory: &str,
     manifest: &Manifest,
-    send: &SyncSender<Batch>,
+    mut hand_out: impl FnMut(Batch),
 ) -> Result<(), StorageError> {
     for (&table, expected) in Table::ALL.iter().zip(&manifest.tables) {
         let path = format!("{directory}/{}", table.file_name());
         let file = attempt(disk, "open", &path, disk.open(&path))?;
         // The header is line 1.
-        let (mut line, mut rows) = (2, Vec::with_capacity(BATCH_ROWS));
-        let mut hand_out = |rows: &mut Vec<TableRow>| {
-            let rows = std::mem::replace(rows, Vec::with_capacity(BATCH_ROWS));
-            let first = line;
-            line += rows.len() as u64;
-            // Nobody takes them any more after a row that does not fit; that is what will be told.
-            let _ = send.send(Batch { table, line: first, rows });
-        };
+        let mut batch = Batch { table, line: 2, rows: Vec::new() };
         let found = read_rows(disk, &path, &file, &header_of(table), table.header().len(), |fields| {
-            rows.push(TableRow::parse(table, fields)?);
-            if rows.len() == BATCH_ROWS {
-                hand_out(&mut rows);
+            batch.rows.push(TableRow::parse(table, fields)?);
+            if batch.rows.len() == BATCH_ROWS {
+                let next = Batch {
+                    table,
+                    line: batch.line + BATCH_ROWS as u64,
+                    rows: Vec::with_capacity(BATCH_ROWS),
+                };
+                hand_out(std::mem::replace(&mut batch, next));
             }
             Ok(())
         })?;
-        hand_out(&mut rows);
+        hand_out(batch);
         if found != *expected {
             let tell = |file: &TableFile| {
                 format!("{} rows in {} bytes with crc {:08x}", file.rows, file.bytes, file.crc)
@@ -271,7 +280,7 @@ fn read_tables<D: Disk>(
 fn add_rows<D: Disk>(
     disk: &D,
     directory: &str,
-    batches: Receiver<Batch>,
+    batches: impl IntoIterator<Item = Batch>,
     restore: &mut Restore,
     progress: &mut dyn FnMut(String),
 ) -> Result<(), StorageError> {
