@@ -312,6 +312,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         disk_low: false,
         leaving: false,
         rebasing: false,
+        answered: true,
         blank: false,
         mark,
     };
@@ -331,6 +332,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         disk_low: true,
         leaving: true,
         rebasing: true,
+        answered: false,
         blank: true,
         mark: Mark::default(),
     };
@@ -1208,7 +1210,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
         standpoint,
         any_view_number(),
         primary,
-        any::<[bool; 6]>(),
+        any::<[bool; 7]>(),
         any_mark(),
     )
         .prop_map(
@@ -1237,6 +1239,7 @@ fn any_pulse() -> impl Strategy<Value = Pulse> {
                 leaving: flags[3],
                 rebasing: flags[4],
                 blank: flags[5],
+                answered: flags[6],
                 mark,
             },
         )

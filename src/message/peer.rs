@@ -85,6 +85,8 @@ pub struct Pulse {
     pub leaving: bool,
     /// The sender has rows that must be proposed again before it may become a member (R7, T4).
     pub rebasing: bool,
+    /// The receiver has answered the sender within half the suspicion timeout: it is not about to be dropped (V2).
+    pub answered: bool,
     /// Nothing of any user is in the sender's log: its cluster yields to another one that holds something.
     pub blank: bool,
     /// How the sender's state was of late; all zero if it can't tell yet (D7).

@@ -644,7 +644,8 @@ impl Replica {
     fn on_heartbeat_ok(&mut self, from: ServerId, nonce: u64, pulse: Pulse) {
         // A new life is taken note of first: its answer is no contact with the old one.
         self.on_pulse(from, pulse.clone());
-        let (now, counts) = (self.now, pulse.view <= self.view.number);
+        let hears = pulse.answered || removed!("V2-answered");
+        let (now, counts) = (self.now, hears && pulse.view <= self.view.number);
         let peer = self.peers.get_mut(&from).expect("a configured server");
         if pulse.incarnation != peer.incarnation {
             return;
@@ -672,6 +673,7 @@ impl Replica {
             disk_low: self.disk_low,
             leaving: self.stopping.is_some(),
             rebasing: self.rebasing.is_pending(),
+            answered: self.peers.get(&to).is_some_and(|peer| !peer.is_silent_for(self.now, SUSPICION / 2)),
             blank: self.holds_nothing(),
             mark: self.marks.newest(),
         }

@@ -27,7 +27,8 @@ const PULSE_DISK_LOW: u8 = 4;
 const PULSE_LEAVING: u8 = 8;
 const PULSE_REBASING: u8 = 16;
 const PULSE_BLANK: u8 = 32;
-const PULSE_FLAGS: u32 = 6;
+const PULSE_ANSWERED: u8 = 64;
+const PULSE_FLAGS: u32 = 7;
 
 const REPORT_CONTINUOUS: u8 = 1;
 const REPORT_EMPTY: u8 = 2;
@@ -441,7 +442,8 @@ fn put_pulse(out: &mut BytesMut, pulse: &Pulse) {
             | flag(pulse.disk_low, PULSE_DISK_LOW)
             | flag(pulse.leaving, PULSE_LEAVING)
             | flag(pulse.rebasing, PULSE_REBASING)
-            | flag(pulse.blank, PULSE_BLANK),
+            | flag(pulse.blank, PULSE_BLANK)
+            | flag(pulse.answered, PULSE_ANSWERED),
     );
     put_mark(out, &pulse.mark);
 }
@@ -478,6 +480,7 @@ fn read_pulse(r: &mut Reader<'_>) -> Result<Pulse, DecodeError> {
         disk_low: flags & PULSE_DISK_LOW != 0,
         leaving: flags & PULSE_LEAVING != 0,
         rebasing: flags & PULSE_REBASING != 0,
+        answered: flags & PULSE_ANSWERED != 0,
         blank: flags & PULSE_BLANK != 0,
         mark: read_mark(r)?,
     })

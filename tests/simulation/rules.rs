@@ -345,6 +345,32 @@ fn a_backup_that_the_other_one_left_behind_with_their_restarted_primary_does_not
     }
 }
 
+/// V2: its heartbeats are answered to the end, but none of its own answers arrives. It is dropped unawares, and whoever has
+/// dropped it dies before it could say so.
+#[test]
+fn who_is_answered_but_not_heard_does_not_lead_with_old_data() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let primary = await_leader(&mut world);
+        let mut rest = others(&world, primary);
+        rest.rotate_left(usize::try_from(seed % 2).expect("small"));
+        let (unheard, other) = (rest[0], rest[1]);
+        let number = installed_view(&world, primary).number;
+        world.network.censor(move |from, to, message| match message {
+            PeerMessage::Heartbeat { .. } if from == unheard => Fate::Sent,
+            PeerMessage::HeartbeatOk { pulse, .. } if to == unheard && pulse.view == number => Fate::Sent,
+            _ if [from, to].contains(&unheard) => Fate::Lost,
+            _ => Fate::Sent,
+        });
+        await_dropped(&mut world, unheard);
+        send(&mut world, ALICE, BOB, "while it was not heard");
+        [primary, other].into_iter().for_each(|at| world.crash(at, Death::Kill));
+        world.network.heal();
+        assert_nobody_leads(&mut world, Duration::from_secs(8));
+        heal_and_check(&mut world);
+    }
+}
+
 /// V4: only the backup that comes second has the last entries of a primary that dies. The first one takes them over
 /// before it leads; otherwise the other could not follow it, and the view would come about without that one, later.
 #[test]
