@@ -295,11 +295,12 @@ impl World {
         self.latest_leader().is_some_and(|leader| leader != at)
     }
 
-    /// Whether another server leads the latest view that anyone ever led, and this one is not in it.
+    /// Whether another server leads the latest view that anyone ever led, and this one is not in it, nor in a later one
+    /// that somebody began to install and will wait for.
     pub(crate) fn is_superseded(&self, at: usize) -> bool {
         self.latest_leader().is_some_and(|leader| {
-            let replica = self.servers[leader].replica().expect("it leads");
-            replica.installed_view().member(server_id(at)).is_none()
+            let view = self.servers[leader].replica().expect("it leads").installed_view();
+            view.member(server_id(at)).is_none() && self.servers[at].named_in <= view.number
         })
     }
 

@@ -45,6 +45,8 @@ struct Account {
     name: String,
     /// Every account that was acknowledged under this name.
     ids: Vec<AccountId>,
+    /// When the last registration was acknowledged: what was changed before may have been another account's.
+    registered: u64,
     /// Every password that anyone wanted it to have; and the one that was acknowledged last.
     passwords: Vec<Password>,
     password: Option<Password>,
@@ -402,6 +404,7 @@ impl Oracle {
                     "{account} is not named after {request:?}"
                 );
                 self.accounts[owner].ids.push(*account);
+                self.accounts[owner].registered = returned;
                 self.accounts[owner].password = Some(password);
                 let register = AccountCall::Register { id: Some(*account), password };
                 self.on_name(owner, invoked, returned, register);
@@ -647,7 +650,7 @@ impl Oracle {
                 account.name,
                 found.password_set
             );
-            let returned = set.map_or(0, |(.., returned)| *returned);
+            let returned = set.map_or(account.registered, |(.., returned)| *returned);
             let lost = account.changes.iter().find(|(request, invoked, acknowledged)| {
                 *invoked > returned && *acknowledged != PENDING && !self.is_conflict(*request)
             });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lastword::chat::{Restore, State, TableRow};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
-    Request, Response, Write,
+    Request, Response, View, Write,
 };
 use lastword::prng::Prng;
 use lastword::replica::{
@@ -19,7 +19,7 @@ use lastword::storage::{
     Checkpoints, CommitLog, Disk as _, LogReader, MemoryDisk, Opened, StorageError, read_diverged,
 };
 use lastword::time::Instant;
-use lastword::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
+use lastword::types::{ClusterId, ConnectionId, LogIndex, ServerId, ViewNumber, WriteId};
 
 use crate::clock::Clock;
 use crate::faults::Fault;
@@ -92,6 +92,8 @@ pub(crate) struct Server {
     pub broken_for_ever: bool,
     /// Cut off for ever: what it does by itself from now on is not compared to the others.
     pub given_up: bool,
+    /// The latest view that anybody began to write with this server in it.
+    pub named_in: ViewNumber,
     /// Its next process starts with a state that has answered otherwise than the others' (D7).
     pub spoilt: bool,
     /// The process.
@@ -185,6 +187,7 @@ impl Server {
             backup: None,
             broken_for_ever: false,
             given_up: false,
+            named_in: ViewNumber::NONE,
             spoilt: false,
             process: None,
             restarts: false,
@@ -470,7 +473,14 @@ impl World {
             }
             Effect::Close { connection } => self.close(at, connection),
             Effect::Push { connection, push } => self.push(at, connection, push),
-            Effect::Write { id, write } => process.log_jobs.push_back(LogJob::Write(id, write)),
+            Effect::Write { id, write } => {
+                let view = if let Write::View(view) = &write { view.clone() } else { View::default() };
+                process.log_jobs.push_back(LogJob::Write(id, write));
+                for member in &view.members {
+                    let named_in = &mut self.servers[usize::from(member.server.0) - 1].named_in;
+                    *named_in = view.number.max(*named_in);
+                }
+            }
             Effect::Cut { through } => process.log_jobs.push_back(LogJob::Cut(through)),
             Effect::Repair { after, entries } => process.log_jobs.push_back(LogJob::Repair(after, entries)),
             Effect::Checkpoint(step) => process.checkpoint_steps.push_back(step),
