@@ -111,7 +111,7 @@ impl Peer {
     }
 
     /// Takes in an answer of the present life; says when its heartbeat was begun, if that is known. `counts` says
-    /// whether it shows that this server is still a member (V2).
+    /// whether it shows that this server is still a member, and was heard of late (V2).
     pub(super) fn end_heartbeat(&mut self, now: Instant, nonce: u64, counts: bool) -> Option<Instant> {
         let at = self.awaited.iter().position(|(awaited, _)| *awaited == nonce)?;
         let (_, begun) = self.awaited[at];

@@ -209,7 +209,9 @@ impl Mail {
     /// The recipient has got a message. If it is new, it is to be acknowledged before long.
     fn receive(&mut self, bench: &Bench, message: &MessageView, now: Instant) {
         let number = self.number_of(message);
-        let Some(number) = number.filter(|_| self.traffic.audit.receive(number)) else { return };
+        // Also one that nobody sent is told to the audit.
+        let is_new = self.traffic.audit.receive(number);
+        let Some(number) = number.filter(|_| is_new) else { return };
         self.received.push(number);
         self.acknowledge_at.get_or_insert(now + ACKNOWLEDGE_WITHIN);
         if let Some(begun) = self.traffic.finish_if_done(number, self.delivers) {
