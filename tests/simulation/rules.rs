@@ -104,16 +104,20 @@ fn a_server_that_was_out_of_touch_before_the_others_died_does_not_lead_with_old_
     }
 }
 
+fn world_of_five(seed: u64) -> World {
+    let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
+    for at in [3, 4] {
+        world.start(at);
+    }
+    begin(world)
+}
+
 /// V2, with five servers: a backup is in touch with its primary until that dies, but with nobody else, and the others
 /// go on without it. Then it hears of their view, from one that does not lead it, before they die too.
 #[test]
 fn a_server_that_has_heard_of_a_view_without_it_does_not_lead_with_old_data() {
     for seed in 0..6 {
-        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
-        for at in [3, 4] {
-            world.start(at);
-        }
-        let mut world = begin(world);
+        let mut world = world_of_five(seed);
         let primary = await_leader(&mut world);
         let away = others(&world, primary)[usize::try_from(seed % 4).expect("small")];
         let rest: Vec<usize> = others(&world, away).into_iter().filter(|&at| at != primary).collect();
@@ -137,11 +141,7 @@ fn a_server_that_has_heard_of_a_view_without_it_does_not_lead_with_old_data() {
 #[test]
 fn a_backup_that_lost_touch_with_the_others_does_not_lead_with_old_data_when_they_are_gone() {
     for seed in 0..6 {
-        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
-        for at in [3, 4] {
-            world.start(at);
-        }
-        let mut world = begin(world);
+        let mut world = world_of_five(seed);
         let primary = await_leader(&mut world);
         let away = others(&world, primary)[usize::try_from(seed % 4).expect("small")];
         let rest: Vec<usize> = others(&world, away).into_iter().filter(|&at| at != primary).collect();
@@ -161,11 +161,7 @@ fn a_backup_that_lost_touch_with_the_others_does_not_lead_with_old_data_when_the
 #[test]
 fn a_backup_that_lost_touch_with_a_majority_that_is_not_all_in_the_view_does_not_lead_with_old_data() {
     for seed in 0..6 {
-        let mut world = world_with(seed, Swarm { servers: 5, ..Swarm::calm() });
-        for at in [3, 4] {
-            world.start(at);
-        }
-        let mut world = begin(world);
+        let mut world = world_of_five(seed);
         let primary = await_leader(&mut world);
         let place = usize::try_from(seed % 4).expect("small");
         let (away, learner) = (others(&world, primary)[place], others(&world, primary)[(place + 1) % 4]);
