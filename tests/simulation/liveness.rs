@@ -10,7 +10,7 @@ use crate::client::{Ended, Op};
 use crate::faults::Fault;
 use crate::network::ClientPath;
 use crate::runner::{Outcome, describe, is_whole, outcome_of, storm};
-use crate::server::Death;
+use crate::server::{Death, server_id};
 use crate::trace::Trace;
 use crate::world::{World, trace};
 use lastword::time::Instant;
@@ -160,11 +160,15 @@ fn end_faults(world: &mut World, core: &[usize]) {
 
 fn break_the_rest(world: &mut World, core: &[usize]) -> Vec<(usize, Broken)> {
     let rest: Vec<usize> = (0..world.servers.len()).filter(|at| !core.contains(at)).collect();
+    let leader = world.latest_leader().expect("it is at rest");
+    let view = world.servers[leader].replica().expect("it leads").installed_view();
+    let holders = core.iter().filter(|&&at| view.member(server_id(at)).is_some()).count();
     let mut broken = Vec::new();
     for at in rest {
         let kind = match KINDS[usize::try_from(world.nemesis.below(KINDS.len() as u64)).expect("few kinds")] {
-            // Half cut off from the whole core, it could go on with others of the rest, and the core knows.
-            Broken::OneWay if core.len() == 1 => Broken::CutOff,
+            // Half cut off from the only one in the core that holds the view, it could go on with others of the rest,
+            // and the core knows.
+            Broken::OneWay if holders == 1 => Broken::CutOff,
             kind => kind,
         };
         trace!(world, "server {} is broken for ever: {kind:?}", at + 1);
