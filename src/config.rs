@@ -70,7 +70,7 @@ pub const CHECKPOINT_SLICE_ROWS: usize = 1024;
 /// While the tables are smaller than this, a checkpoint is also taken after a second of quiet, in bytes.
 pub const SMALL_STATE_BYTES: u64 = 4 * 1024 * 1024;
 /// Log bytes since the last checkpoint that make the next one due, at least.
-pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
+pub const CHECKPOINT_LOG_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// Most entries of a view that some member may not hold when the view ends; beyond it `busy`.
 pub const UNCOMMITTED_ENTRIES_MAX: u64 = 65_536;
