@@ -12,6 +12,7 @@ mod backup;
 mod catch_up;
 mod checkpoints;
 mod event;
+mod flights;
 mod holdings;
 mod log;
 mod marks;

@@ -14,6 +14,7 @@ use crate::message::{Entry, ErrorCode, ErrorResponse, Push, Request, Response};
 use crate::time::Instant;
 use crate::types::{AccountId, ClientId, ConnectionId, MessageId, RequestId, RequestNumber};
 
+use super::flights::{Flight, Flights, Waiters};
 use super::reads::{Answer, WaitingRead};
 use super::{Effect, HashId, HashJob, Hashed, Replica, Role};
 
@@ -28,8 +29,7 @@ pub(super) struct Requests {
     connections: BTreeMap<ConnectionId, Connection>,
     by_client: BTreeMap<ClientId, BTreeSet<ConnectionId>>,
     subscribed: BTreeMap<AccountId, BTreeSet<ConnectionId>>,
-    /// Numbered and unnumbered commands that are being hashed or are in the log, and who waits for them.
-    in_flight: BTreeMap<RequestId, InFlight>,
+    flights: Flights,
     jobs: BTreeMap<HashId, Job>,
     next_job: u64,
     /// What came while the view changed.
@@ -42,46 +42,6 @@ struct Connection {
     bound: Option<(ClientId, AccountId)>,
     acknowledged: RequestNumber,
     subscribed: bool,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    waiters: Waiters,
-    /// For a register or a login: only who knows the token may wait for it.
-    token: Option<TokenHash>,
-    /// It is in the log, so it may be executed although this server stops leading.
-    logged: bool,
-    /// It is there because it was proposed again (R3): no client has asked for it here.
-    rebased: bool,
-}
-
-/// The connections that wait for one command, each with its request's number: hardly ever more than one.
-#[derive(Debug, Default)]
-struct Waiters {
-    first: Option<(ConnectionId, u32)>,
-    others: Vec<(ConnectionId, u32)>,
-}
-
-impl Waiters {
-    fn add(&mut self, connection: ConnectionId, request: u32) {
-        match self.first {
-            None => self.first = Some((connection, request)),
-            Some(_) => self.others.push((connection, request)),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &(ConnectionId, u32)> {
-        self.first.iter().chain(&self.others)
-    }
-}
-
-impl IntoIterator for Waiters {
-    type Item = (ConnectionId, u32);
-    type IntoIter = std::iter::Chain<std::option::IntoIter<Self::Item>, std::vec::IntoIter<Self::Item>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.first.into_iter().chain(self.others)
-    }
 }
 
 /// A command that waits for a password job.
@@ -250,7 +210,7 @@ impl Replica {
             self.fail(read.connection, read.request, error);
         }
         self.requests.jobs.clear();
-        for (_, flight) in std::mem::take(&mut self.requests.in_flight) {
+        for flight in self.requests.flights.land_all() {
             for (connection, request) in flight.waiters {
                 let text = "this server stopped leading before the request was answered";
                 let error =
@@ -591,8 +551,8 @@ impl Replica {
     /// are applied before this server answers anyone, so they are among the stored replies.
     fn is_known(&mut self, call: &Call, id: RequestId, token: Option<TokenHash>) -> bool {
         let Call { connection, request, .. } = *call;
-        if let Some(flight) = self.requests.in_flight.get_mut(&id) {
-            if flight.token == token {
+        if let Some(flight) = self.requests.flights.get_mut(id) {
+            if flight.token.as_deref() == token.as_ref() {
                 flight.waiters.add(connection, request);
             } else {
                 self.fail(connection, request, expired());
@@ -625,37 +585,36 @@ impl Replica {
 
     /// N2: a client may run ahead of its oldest unanswered request by so much.
     fn is_beyond_window(&mut self, call: &Call, id: RequestId) -> bool {
-        let first = RequestId { client: id.client, number: RequestNumber(0) };
-        let oldest = self.requests.in_flight.range(first..).next().map(|(oldest, _)| *oldest);
-        let Some(oldest) = oldest.filter(|oldest| oldest.client == id.client) else { return false };
-        if !id.number.is_chosen_by_client() || id.number.0 < oldest.number.0 + REQUEST_WINDOW {
+        let Some(oldest) = self.requests.flights.oldest(id.client) else { return false };
+        if !id.number.is_chosen_by_client() || id.number.0 < oldest.0 + REQUEST_WINDOW {
             return false;
         }
-        let text = format!("request {} runs ahead of unanswered request {}", id.number, oldest.number);
+        let text = format!("request {} runs ahead of unanswered request {oldest}", id.number);
         self.fail(call.connection, call.request, failure(ErrorCode::Busy, text));
         true
     }
 
     fn fly(&mut self, call: &Call, id: RequestId, token: Option<TokenHash>) {
-        let waiters = Waiters { first: Some((call.connection, call.request)), others: Vec::new() };
-        self.requests.in_flight.insert(id, InFlight { waiters, token, logged: false, rebased: false });
+        let waiters = Waiters::one(call.connection, call.request);
+        let token = token.map(Box::new);
+        self.requests.flights.add(id, Flight { waiters, token, logged: false, rebased: false });
     }
 
     /// N2: a command that is proposed again is in the log, so a retry waits for it. One that is in flight already has an
     /// entry of its own, before this one or after a password job: whichever is applied first counts.
     pub(super) fn note_proposed_again(&mut self, command: &ClientCommand) {
         let token = match &command.command {
-            Command::Register { token, .. } | Command::Login { token, .. } => Some(*token),
+            Command::Register { token, .. } | Command::Login { token, .. } => Some(Box::new(*token)),
             _ => None,
         };
-        let flight = || InFlight { waiters: Waiters::default(), token, logged: true, rebased: true };
-        self.requests.in_flight.entry(command.request).or_insert_with(flight);
+        let flight = Flight { waiters: Waiters::default(), token, logged: true, rebased: true };
+        self.requests.flights.add(command.request, flight);
     }
 
     /// A command was proposed again and brought no reply: it was applied before, or has become a conflict. Whoever has
     /// retried it meanwhile asks once more, and is then answered by what is known of it.
     fn land_without_reply(&mut self, id: RequestId) {
-        if !self.requests.in_flight.get(&id).is_some_and(|flight| flight.rebased) {
+        if !self.requests.flights.get_mut(id).is_some_and(|flight| flight.rebased) {
             return;
         }
         for (connection, request) in self.land(id) {
@@ -666,7 +625,7 @@ impl Replica {
     }
 
     fn land(&mut self, id: RequestId) -> Waiters {
-        self.requests.in_flight.remove(&id).map(|flight| flight.waiters).unwrap_or_default()
+        self.requests.flights.land(id).map(|flight| flight.waiters).unwrap_or_default()
     }
 
     /// Appends a command's entry, unless nothing may be written now.
@@ -677,7 +636,7 @@ impl Replica {
             }
             return;
         }
-        let Some(flight) = self.requests.in_flight.get_mut(&id) else { return };
+        let Some(flight) = self.requests.flights.get_mut(id) else { return };
         flight.logged = true;
         let acknowledged = flight
             .waiters
