@@ -267,7 +267,8 @@ impl Replica {
         match event {
             Event::Request { connection, request, body, unix_ms } => {
                 self.unix_ms = unix_ms;
-                self.on_request(connection, request, body);
+                // It says nothing of the others, and is the most frequent event: the next tick evaluates.
+                return self.on_request(connection, request, body);
             }
             Event::Disconnected { connection } => self.requests.on_disconnected(connection),
             Event::Message { from, message } => self.on_message(from, message),
@@ -443,7 +444,7 @@ impl Replica {
         self.maybe_note_commit();
     }
 
-    /// Looks whether what is believed of the others calls for a step, after each event.
+    /// Looks whether what is believed of the others calls for a step, after each event that could change it.
     fn evaluate(&mut self) {
         self.settle_probes();
         match &self.role {
