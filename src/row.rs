@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use memchr::{memchr_iter, memchr2, memchr3};
 
-use crate::types::RequestId;
+use crate::types::{RequestId, ViewNumber};
 
 /// How many bytes the checksum takes at the end of a row, its comma included and its newline not.
 pub const CHECKSUM_BYTES: usize = 9;
@@ -100,18 +100,28 @@ impl RowWriter {
     }
 
     fn push_number(&mut self, number: u64) {
-        let mut digits = [0u8; 20];
-        let mut at = digits.len();
+        let mut digits = [[0u8; 2]; 10];
+        let mut start = 2 * digits.len();
         let mut rest = number;
-        loop {
-            at -= 1;
-            digits[at] = b'0' + u8::try_from(rest % 10).expect("a digit");
-            rest /= 10;
+        for pair in digits.iter_mut().rev() {
+            *pair = DECIMAL_PAIRS[(rest % 100) as usize];
+            rest /= 100;
+            start -= 2;
             if rest == 0 {
                 break;
             }
         }
-        self.buffer.extend_from_slice(&digits[at..]);
+        let digits = digits.as_flattened();
+        start += usize::from(digits[start] == b'0');
+        self.buffer.extend_from_slice(&digits[start..]);
+    }
+
+    /// Appends a view's number; the hot path's form of [`RowWriter::plain`].
+    pub fn view(&mut self, view: ViewNumber) {
+        self.separate();
+        self.push_number(u64::from(view.counter));
+        self.buffer.push(b'.');
+        self.push_number(u64::from(view.proposer.0));
     }
 
     /// Appends a request's id; the hot path's form of [`RowWriter::plain`].
@@ -239,8 +249,23 @@ pub fn verify(line: &[u8]) -> Result<&[u8], RowError> {
 
 /// A byte as two lower-case hexadecimal digits.
 fn hex(byte: u8) -> [u8; 2] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
+    HEX_PAIRS[usize::from(byte)]
+}
+
+/// The numbers below 100, two digits each.
+const DECIMAL_PAIRS: [[u8; 2]; 100] = pairs(b"0123456789");
+/// The numbers below 256, two digits each.
+const HEX_PAIRS: [[u8; 2]; 256] = pairs(b"0123456789abcdef");
+
+/// The numbers of up to two of these digits, in order.
+const fn pairs<const BASE: usize, const COUNT: usize>(digits: &[u8; BASE]) -> [[u8; 2]; COUNT] {
+    let mut pairs = [[0; 2]; COUNT];
+    let mut number = 0;
+    while number < COUNT {
+        pairs[number] = [digits[number / BASE], digits[number % BASE]];
+        number += 1;
+    }
+    pairs
 }
 
 thread_local! {
@@ -410,6 +435,7 @@ impl Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{ClientId, RequestNumber, ServerId};
     use proptest::prelude::*;
 
     fn written(texts: &[String]) -> Vec<u8> {
@@ -422,7 +448,34 @@ mod tests {
         writer.take()
     }
 
+    fn one_field(write: impl FnOnce(&mut RowWriter)) -> String {
+        let mut writer = RowWriter::new();
+        write(&mut writer);
+        String::from_utf8(writer.take()).unwrap()
+    }
+
+    #[test]
+    fn numbers_of_every_length_are_written_as_the_standard_library_does() {
+        let powers = (0..20).map(|zeros| 10u64.pow(zeros));
+        for number in powers.flat_map(|power| [power - 1, power, power + 1]).chain([u64::MAX, 0x1234_5678]) {
+            assert_eq!(one_field(|row| row.number(number)), number.to_string());
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_hot_forms_write_what_the_plain_one_does(
+            number in any::<u64>(), bits in 0..64u32, client in any::<u64>(), counter in any::<u32>(), server in any::<u8>(),
+        ) {
+            let number = number >> bits;
+            let id = RequestId { client: ClientId(client), number: RequestNumber(number) };
+            let view = ViewNumber { counter: counter >> (bits / 2), proposer: ServerId(server) };
+            prop_assert_eq!(one_field(|row| row.number(number)), one_field(|row| row.plain(number)));
+            prop_assert_eq!(one_field(|row| row.id(id)), one_field(|row| row.plain(id)));
+            prop_assert_eq!(one_field(|row| row.view(view)), one_field(|row| row.plain(view)));
+            prop_assert_eq!(one_field(|row| row.checksum(counter)), format!("{counter:08x}"));
+        }
+
         #[test]
         fn any_text_reads_back_and_stays_on_one_line(texts in prop::collection::vec(".*", 0..6)) {
             let line = written(&texts);

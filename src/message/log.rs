@@ -54,7 +54,7 @@ impl Entry {
         let mut row = RowWriter::with_capacity(ROW_BYTES_USUAL);
         row.encoded(operation.kind().as_bytes());
         row.number(index.0);
-        row.plain(view);
+        row.view(view);
         row.number(unix_ms);
         operation.write_fields(&mut row);
         // A copy of the right size: entries stay in memory for a while.
