@@ -204,6 +204,12 @@ impl RowWriter {
         self.buffer.is_empty()
     }
 
+    /// Forgets all rows and starts again in the same space, unless that is unusually much.
+    pub fn clear(&mut self) {
+        let spent = self.take();
+        self.reuse(spent);
+    }
+
     /// Takes all bytes out and starts again.
     #[must_use]
     pub fn take(&mut self) -> Vec<u8> {

@@ -1,5 +1,7 @@
 //! The log: entries, positions, views, and what must never be forgotten beside them.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 use crate::chat::command::Operation;
@@ -21,8 +23,11 @@ pub const ENTRY_FIELDS: [&str; 11] = [
     "fork",
 ];
 
-/// Most entries are no longer than this.
-const ROW_BYTES_USUAL: usize = 512;
+thread_local! {
+    /// Where entries are encoded, all in the same space: each keeps a copy of the right size, since it stays in memory
+    /// for a while.
+    static ROW: RefCell<RowWriter> = RefCell::new(RowWriter::new());
+}
 
 /// One entry of the log. Its bytes are encoded once, by the primary, and are the same on every disk and every link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,14 +56,15 @@ impl Entry {
         operation: Operation,
         previous_chain: u32,
     ) -> Self {
-        let mut row = RowWriter::with_capacity(ROW_BYTES_USUAL);
-        row.encoded(operation.kind().as_bytes());
-        row.number(index.0);
-        row.view(view);
-        row.number(unix_ms);
-        operation.write_fields(&mut row);
-        // A copy of the right size: entries stay in memory for a while.
-        let bytes = Bytes::copy_from_slice(row.row());
+        let bytes = ROW.with_borrow_mut(|row| {
+            row.clear();
+            row.encoded(operation.kind().as_bytes());
+            row.number(index.0);
+            row.view(view);
+            row.number(unix_ms);
+            operation.write_fields(row);
+            Bytes::copy_from_slice(row.row())
+        });
         let chain = chain_after(previous_chain, &bytes);
         Self { index, view, unix_ms, operation, bytes, chain }
     }
