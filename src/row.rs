@@ -10,7 +10,7 @@ use std::fmt::{Display, Write as _};
 use std::ops::Range;
 use std::str::FromStr;
 
-use memchr::{memchr_iter, memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr3};
 
 use crate::types::{RequestId, ViewNumber};
 
@@ -19,6 +19,9 @@ pub const CHECKSUM_BYTES: usize = 9;
 
 /// A buffer that grew beyond this for a burst is not kept for the next rows.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Hardly a row has more fields.
+const FIELDS_USUAL: usize = 16;
 
 /// What is wrong with a row: a phrase of the form `what was found, what was expected`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -274,6 +277,28 @@ const fn pairs<const BASE: usize, const COUNT: usize>(digits: &[u8; BASE]) -> [[
     pairs
 }
 
+/// Calls `found` with the place of every comma, in order; eight bytes at a time, since most fields are short: a search
+/// that starts anew after each field takes longer.
+fn each_comma(row: &[u8], mut found: impl FnMut(usize)) {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const LOW: u64 = ONES * 0x7f;
+    let (words, rest) = row.as_chunks::<8>();
+    for (at, word) in words.iter().enumerate() {
+        let differs = u64::from_le_bytes(*word) ^ (ONES * u64::from(b','));
+        // The highest bit of each byte that is a comma, and no other bit.
+        let mut commas = !(((differs & LOW) + LOW) | differs | LOW);
+        while commas != 0 {
+            found(at * 8 + (commas.trailing_zeros() / 8) as usize);
+            commas &= commas - 1;
+        }
+    }
+    for (at, byte) in rest.iter().enumerate() {
+        if *byte == b',' {
+            found(words.len() * 8 + at);
+        }
+    }
+}
+
 thread_local! {
     /// Reads rows with quotes. It is made once a thread: making its tables takes much longer than to read a row. Neither
     /// the default nor a clone will do: those lack tables, and take a whole row for one field.
@@ -294,7 +319,12 @@ pub struct Fields {
 
 impl Default for Fields {
     fn default() -> Self {
-        Self { text: String::new(), ranges: Vec::new(), unquoted: Vec::new(), ends: vec![0; 16] }
+        Self {
+            text: String::new(),
+            ranges: Vec::with_capacity(FIELDS_USUAL),
+            unquoted: Vec::new(),
+            ends: Vec::new(),
+        }
     }
 }
 
@@ -322,10 +352,10 @@ impl Fields {
     /// Most rows have no quotes: their fields stand between the commas.
     fn parse_plain(&mut self, row: &[u8], expected: usize) -> Result<(), RowError> {
         let mut start = 0;
-        for at in memchr_iter(b',', row) {
+        each_comma(row, |at| {
             self.ranges.push(start..at);
             start = at + 1;
-        }
+        });
         self.ranges.push(start..row.len());
         if self.ranges.len() != expected {
             return Err(RowError::FieldCount { found: self.ranges.len(), expected });
@@ -363,7 +393,9 @@ impl Fields {
             match result {
                 csv_core::ReadRecordResult::InputEmpty => {}
                 csv_core::ReadRecordResult::OutputFull => self.unquoted.resize(self.unquoted.len() * 2, 0),
-                csv_core::ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
+                csv_core::ReadRecordResult::OutputEndsFull => {
+                    self.ends.resize(FIELDS_USUAL.max(self.ends.len() * 2), 0);
+                }
                 csv_core::ReadRecordResult::Record | csv_core::ReadRecordResult::End => break,
             }
         }
@@ -409,7 +441,7 @@ impl Fields {
         let raw = self.raw(field);
         let mut rest = raw.strip_prefix('\'').unwrap_or(raw);
         let mut text = String::with_capacity(rest.len());
-        while let Some(at) = rest.find('\\') {
+        while let Some(at) = memchr(b'\\', rest.as_bytes()) {
             text.push_str(&rest[..at]);
             text.push(match rest.as_bytes().get(at + 1) {
                 Some(b'\\') => '\\',
@@ -480,6 +512,14 @@ mod tests {
             prop_assert_eq!(one_field(|row| row.id(id)), one_field(|row| row.plain(id)));
             prop_assert_eq!(one_field(|row| row.view(view)), one_field(|row| row.plain(view)));
             prop_assert_eq!(one_field(|row| row.checksum(counter)), format!("{counter:08x}"));
+        }
+
+        #[test]
+        fn every_comma_is_found(row in prop::collection::vec(prop::sample::select(&b",,-+.\xac\x2b\x2d\0\xff"[..]), 0..60)) {
+            let mut found = Vec::new();
+            each_comma(&row, |at| found.push(at));
+            let expected: Vec<usize> = (0..row.len()).filter(|at| row[*at] == b',').collect();
+            prop_assert_eq!(found, expected);
         }
 
         #[test]

@@ -68,10 +68,12 @@ impl FromStr for ViewNumber {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (counter, proposer) = text.split_once('.').ok_or("expected COUNTER.SERVER")?;
+        const EXPECTED: &str = "expected COUNTER.SERVER";
+        // The dot is near: no search made for long texts.
+        let dot = text.bytes().position(|byte| byte == b'.').ok_or(EXPECTED)?;
         Ok(Self {
-            counter: counter.parse().map_err(|_| "expected COUNTER.SERVER")?,
-            proposer: ServerId(proposer.parse().map_err(|_| "expected COUNTER.SERVER")?),
+            counter: text[..dot].parse().map_err(|_| EXPECTED)?,
+            proposer: ServerId(text[dot + 1..].parse().map_err(|_| EXPECTED)?),
         })
     }
 }
@@ -189,25 +191,39 @@ impl FromStr for RequestId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "expected an id of the form CLIENT16HEX-NUMBER";
         // A log row has three of these: no pass over the text more than there must be.
-        let (client, rest) = text.as_bytes().split_at_checked(16).ok_or(EXPECTED)?;
-        let (dash, number) = rest.split_first().ok_or(EXPECTED)?;
-        if *dash != b'-' || number.is_empty() {
+        let (client, rest) = text.as_bytes().split_first_chunk::<16>().ok_or(EXPECTED)?;
+        let number = text.get(17..).filter(|_| rest[0] == b'-').ok_or(EXPECTED)?;
+        if number.starts_with('+') {
+            return Err(EXPECTED); // What Rust takes for a number.
+        }
+        let (mut id, mut digits) = (0, 0);
+        for digit in client {
+            let value = HEX_VALUES[usize::from(*digit)];
+            id = id << 4 | u64::from(value & 15);
+            digits |= value;
+        }
+        if digits == NO_DIGIT {
             return Err(EXPECTED);
         }
-        let hex = |id: u64, digit: &u8| -> Result<u64, Self::Err> {
-            let value = char::from(*digit).to_digit(16).ok_or(EXPECTED)?;
-            Ok(id << 4 | u64::from(value))
-        };
-        let decimal = |number: u64, digit: &u8| -> Result<u64, Self::Err> {
-            let value = digit.checked_sub(b'0').filter(|value| *value < 10).ok_or(EXPECTED)?;
-            number.checked_mul(10).and_then(|tens| tens.checked_add(u64::from(value))).ok_or(EXPECTED)
-        };
-        Ok(Self {
-            client: ClientId(client.iter().try_fold(0, hex)?),
-            number: RequestNumber(number.iter().try_fold(0, decimal)?),
-        })
+        Ok(Self { client: ClientId(id), number: RequestNumber(number.parse().map_err(|_| EXPECTED)?) })
     }
 }
+
+/// What is no hexadecimal digit is worth this: all bits, so that it stays when values are put together by `|`.
+const NO_DIGIT: u8 = 0xff;
+
+/// What each byte is worth as a hexadecimal digit.
+const HEX_VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        let digit = b"0123456789abcdef"[value as usize];
+        values[digit as usize] = value;
+        values[digit.to_ascii_uppercase() as usize] = value;
+        value += 1;
+    }
+    values
+};
 
 /// Names an account: the request that created it (N3). A name may change hands, an id never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -226,5 +242,65 @@ pub struct MessageId(pub RequestId);
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// An id as the standard library reads its parts.
+    fn slow(text: &str) -> Option<RequestId> {
+        let (client, number) = (text.get(..16)?, text.get(16..)?.strip_prefix('-')?);
+        let digits = client.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && number.bytes().all(|byte| byte.is_ascii_digit());
+        let client = u64::from_str_radix(client, 16).ok().filter(|_| digits)?;
+        Some(RequestId { client: ClientId(client), number: RequestNumber(number.parse().ok()?) })
+    }
+
+    #[test]
+    fn an_id_is_read_in_its_own_form_only() {
+        let client = "0123456789abcDEF";
+        for number in ["0", "7", "007", "18446744073709551615", "00000000000000000000000000001"] {
+            let text = format!("{client}-{number}");
+            assert_eq!(text.parse::<RequestId>().ok(), slow(&text));
+            assert_eq!(text.parse::<RequestId>().unwrap().client, ClientId(0x0123_4567_89ab_cdef));
+        }
+        for number in ["", "+7", "-7", " 7", "7 ", "18446744073709551616", "7a", "é"] {
+            assert!(format!("{client}-{number}").parse::<RequestId>().is_err(), "{number}");
+        }
+        for text in [
+            "",
+            client,
+            "0123456789abcdefé7",
+            "0123456789abcde-7",
+            "0123456789abcdef_7",
+            "+123456789abcdef-7",
+        ] {
+            assert!(text.parse::<RequestId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_view_is_read_in_its_own_form_only() {
+        assert_eq!("4294967295.255".parse(), Ok(ViewNumber { counter: u32::MAX, proposer: ServerId(255) }));
+        for text in ["", ".", "1.", ".1", "1", "1.2.3", "1.256", "4294967296.1", "1,2", "é.1", "1.é"] {
+            assert!(text.parse::<ViewNumber>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ids_read_as_the_standard_library_reads_their_parts(
+            client in any::<u64>(), number in any::<u64>(), bits in 0..64, at in any::<prop::sample::Index>(), other in ".",
+        ) {
+            let id = RequestId { client: ClientId(client), number: RequestNumber(number >> bits) };
+            let mut text = id.to_string();
+            prop_assert_eq!(text.parse(), Ok(id));
+            let at = at.index(text.len());
+            text.replace_range(at..=at, &other);
+            prop_assert_eq!(text.parse::<RequestId>().ok(), slow(&text));
+        }
     }
 }
