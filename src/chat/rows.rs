@@ -19,6 +19,8 @@ pub(super) trait Rows<K, V>: Default {
     fn remove(&mut self, key: K) -> Option<V>;
     /// The last key.
     fn last_key(&self) -> Option<K>;
+    /// Takes no more space than rows need that were all added in order.
+    fn pack(&mut self);
     /// The rows after this key, or all.
     fn after<'a>(&'a self, key: Option<K>) -> impl Iterator<Item = (K, &'a V)>
     where
@@ -50,6 +52,11 @@ impl<K: Ord + Copy, V> Rows<K, V> for BTreeMap<K, V> {
         self.last_key_value().map(|(key, _)| *key)
     }
 
+    fn pack(&mut self) {
+        // The nodes of the tree are half empty.
+        *self = std::mem::take(self).into_iter().collect();
+    }
+
     fn after<'a>(&'a self, key: Option<K>) -> impl Iterator<Item = (K, &'a V)>
     where
         V: 'a,
@@ -79,11 +86,21 @@ impl Numbered for u64 {
 
 impl Numbered for MessageId {
     fn number(self) -> u64 {
-        self.0.number.0
+        self.0.number()
     }
 
     fn with_number(self, number: u64) -> Self {
-        Self(RequestId { number: RequestNumber(number), ..self.0 })
+        Self(self.0.with_number(number))
+    }
+}
+
+impl Numbered for RequestId {
+    fn number(self) -> u64 {
+        self.number.0
+    }
+
+    fn with_number(self, number: u64) -> Self {
+        Self { number: RequestNumber(number), ..self }
     }
 }
 
@@ -140,6 +157,10 @@ impl<V> Block<V> {
             Ok(at) => Some(std::mem::replace(&mut self.rows[at], row)),
             Err(at) => {
                 self.present |= Self::bit(number);
+                if self.rows.len() == self.rows.capacity() {
+                    // Twice as many each time, from one on: many a session has one reply.
+                    self.rows.reserve_exact(self.rows.len().max(1));
+                }
                 self.rows.insert(at, row);
                 None
             }
@@ -150,10 +171,27 @@ impl<V> Block<V> {
         let at = self.find(number).ok()?;
         self.present &= !Self::bit(number);
         let row = self.rows.remove(at);
+        self.give_back();
+        Some(row)
+    }
+
+    /// Takes out the rows up to this number, and gives them with how far each number is from the block's first.
+    fn remove_through(&mut self, number: u64, mut take: impl FnMut(u64, V)) {
+        let bit = Self::bit(number);
+        let gone = self.present & (bit | (bit - 1));
+        let mut rest = gone;
+        for row in self.rows.drain(..gone.count_ones() as usize) {
+            take(u64::from(rest.trailing_zeros()), row);
+            rest &= rest - 1;
+        }
+        self.present &= !gone;
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
         if self.rows.len() < self.rows.capacity() / 4 {
             self.rows.shrink_to(self.rows.capacity() / 2);
         }
-        Some(row)
     }
 
     /// The rows, and how far each number is from the block's first.
@@ -177,6 +215,24 @@ impl<K: Numbered, V: Copy> OrderedRows<K, V> {
             (first_of_block(rows[0].0), block)
         });
         Self { blocks: blocks.collect(), len: rows.len() }
+    }
+}
+
+impl<K: Numbered, V> OrderedRows<K, V> {
+    /// Takes out the row with this key and those with the same key but for a lower number, and gives them: block by
+    /// block, where one after the other each would be looked for.
+    pub(super) fn remove_through(&mut self, last: K, mut take: impl FnMut(K, V)) {
+        while let Some((first, block)) = self.blocks.range_mut(last.with_number(0)..=last).next() {
+            let first = *first;
+            let before = block.rows.len();
+            let through = last.number().min(first.number() + (BLOCK - 1));
+            block.remove_through(through, |at, row| take(first.with_number(first.number() + at), row));
+            self.len -= before - block.rows.len();
+            if !block.rows.is_empty() {
+                break;
+            }
+            self.blocks.remove(&first);
+        }
     }
 }
 
@@ -224,6 +280,13 @@ impl<K: Numbered, V> Rows<K, V> for OrderedRows<K, V> {
         Some(first.with_number(first.number() + u64::from(block.present.ilog2())))
     }
 
+    fn pack(&mut self) {
+        if let Some(mut last) = self.blocks.last_entry() {
+            last.get_mut().rows.shrink_to_fit();
+        }
+        self.blocks.pack();
+    }
+
     fn after<'a>(&'a self, key: Option<K>) -> impl Iterator<Item = (K, &'a V)>
     where
         V: 'a,
@@ -253,25 +316,54 @@ mod tests {
         MessageId(RequestId { client: ClientId(key % 2), number: RequestNumber(key / 2) })
     }
 
+    /// A change: a row is put in or taken out, or all up to it are taken out.
+    #[derive(Clone, Copy, Debug)]
+    enum Change {
+        Insert(u64, u8),
+        Remove(u64),
+        RemoveThrough(u64),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            10 => (0..300u64, any::<u8>()).prop_map(|(key, value)| Change::Insert(key, value)),
+            10 => (0..300u64).prop_map(Change::Remove),
+            1 => (0..300u64).prop_map(Change::RemoveThrough),
+        ]
+    }
+
     /// The same changes to rows and to an ordinary map, and then the same questions.
     fn compare<K: Numbered + Debug>(
         key: impl Fn(u64) -> K,
-        changes: &[(u64, Option<u8>)],
+        changes: &[Change],
         probes: &[Option<u64>],
     ) -> Result<(), TestCaseError> {
         let (mut rows, mut map) = (OrderedRows::default(), BTreeMap::new());
-        for (number, value) in changes {
-            let key = key(*number);
-            match value {
-                Some(value) => {
-                    prop_assert_eq!(Rows::insert(&mut rows, key, *value), map.insert(key, *value));
+        for change in changes {
+            match *change {
+                Change::Insert(number, value) => {
+                    let key = key(number);
+                    prop_assert_eq!(Rows::insert(&mut rows, key, value), map.insert(key, value));
                 }
-                None => prop_assert_eq!(Rows::remove(&mut rows, key), map.remove(&key)),
+                Change::Remove(number) => {
+                    let key = key(number);
+                    prop_assert_eq!(Rows::remove(&mut rows, key), map.remove(&key));
+                }
+                Change::RemoveThrough(number) => {
+                    let last = key(number);
+                    let (mut taken, mut expected) = (Vec::new(), Vec::new());
+                    rows.remove_through(last, |key, value| taken.push((key, value)));
+                    expected.extend(map.extract_if(last.with_number(0)..=last, |_, _| true));
+                    prop_assert_eq!(taken, expected);
+                }
             }
+            prop_assert_eq!(Rows::len(&rows), map.len());
             prop_assert_eq!(Rows::last_key(&rows), Rows::last_key(&map));
         }
         let sorted: Vec<_> = map.iter().map(|(key, value)| (*key, *value)).collect();
-        for mut rows in [rows, OrderedRows::from_sorted(&sorted)] {
+        let mut packed = rows.clone();
+        packed.pack();
+        for mut rows in [rows, packed, OrderedRows::from_sorted(&sorted)] {
             prop_assert_eq!(Rows::len(&rows), map.len());
             for probe in probes {
                 let after = probe.map(&key);
@@ -288,7 +380,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_by_number_are_those_of_an_ordinary_map(
-            changes in prop::collection::vec((0..300u64, any::<Option<u8>>()), 0..400),
+            changes in prop::collection::vec(change(), 0..400),
             probes in prop::collection::vec(prop::option::of(0..320u64), 10),
         ) {
             compare(|number| number, &changes, &probes)?;

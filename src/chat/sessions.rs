@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::accounts::{Directory, Handle};
 use super::command::{Reply, TokenHash};
+use super::rows::OrderedRows;
 use super::table::SnapshotTable;
 use super::{Known, Session};
 use crate::config::{REQUEST_WINDOW, SESSIONS_EXPIRED_AT_ONCE_MAX, SESSIONS_PER_ACCOUNT_MAX};
@@ -11,8 +12,6 @@ use crate::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber};
 
 const SESSION_ROW_BYTES: u64 = 150;
 const REPLY_ROW_BYTES: u64 = 70;
-/// Up to so many replies are looked up by their numbers; more are looked for.
-const FORGOTTEN_ONE_BY_ONE_MAX: u64 = 4;
 
 fn minute(unix_ms: u64) -> u64 {
     unix_ms / 60_000
@@ -32,7 +31,7 @@ pub(super) struct SessionRow {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sessions {
     pub(super) sessions: SnapshotTable<ClientId, SessionRow>,
-    pub(super) replies: SnapshotTable<RequestId, Reply>,
+    pub(super) replies: SnapshotTable<RequestId, Reply, OrderedRows<RequestId, Reply>>,
     /// By the minute of the last use: a session in use moves once a minute, not with every command.
     by_last_use: BTreeSet<(u64, ClientId)>,
     by_account: BTreeSet<(AccountId, ClientId)>,
@@ -137,10 +136,8 @@ impl Sessions {
 
     /// Whether the client's session knows of a later request than this one.
     pub(super) fn has_later(&self, request: RequestId) -> bool {
-        let later = RequestId { number: RequestNumber(request.number.0.saturating_add(1)), ..request };
-        let last = RequestId { number: RequestNumber(u64::MAX), ..request };
         self.session(request.client).is_some_and(|session| session.acknowledged >= request.number)
-            || self.replies.first_key(later..=last).is_some()
+            || self.replies.after(request).next().is_some_and(|(later, _)| later.client == request.client)
     }
 
     fn last_use(&self, client: ClientId) -> u64 {
@@ -160,7 +157,7 @@ impl Sessions {
             self.sessions.remove(client).expect("only a session that exists ends");
         self.by_last_use.remove(&(minute(session.last_used_unix_ms), client));
         self.by_account.remove(&(session.account, client));
-        self.forget_replies(client, RequestNumber(u64::MAX));
+        self.replies.remove_through(RequestId { client, number: RequestNumber(u64::MAX) });
         directory.note_active(session.account, session.active);
         ended.push(client);
     }
@@ -228,20 +225,8 @@ impl Sessions {
             }
             session.last_used_unix_ms = unix_ms;
         }
-        if through.0 - before.0 <= FORGOTTEN_ONE_BY_ONE_MAX {
-            for number in before.0 + 1..=through.0 {
-                self.replies.remove(RequestId { client: request.client, number: RequestNumber(number) });
-            }
-        } else {
-            self.forget_replies(request.client, through);
-        }
-    }
-
-    fn forget_replies(&mut self, client: ClientId, through: RequestNumber) {
-        let first = RequestId { client, number: RequestNumber(0) };
-        let last = RequestId { client, number: through };
-        while let Some(request) = self.replies.first_key(first..=last) {
-            self.replies.remove(request);
+        if through > before {
+            self.replies.remove_through(RequestId { client: request.client, number: through });
         }
     }
 

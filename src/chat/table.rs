@@ -1,9 +1,8 @@
 //! An ordered map that can be read as it was at one moment while it changes.
 
 use std::collections::BTreeMap;
-use std::ops::RangeBounds;
 
-use super::rows::Rows;
+use super::rows::{Numbered, OrderedRows, Rows};
 
 /// An ordered map whose rows can be read, slice by slice, as they were when [`SnapshotTable::begin`] was called.
 ///
@@ -48,15 +47,24 @@ impl<K, V, R: Default> Default for SnapshotTable<K, V, R> {
     }
 }
 
-impl<K: Ord + Copy, V: Clone> SnapshotTable<K, V> {
-    /// Packs rows that were added in order: the nodes of the tree are half empty then.
-    pub(super) fn pack(&mut self) {
-        self.rows = std::mem::take(&mut self.rows).into_iter().collect();
+impl<K: Numbered, V: Clone> SnapshotTable<K, V, OrderedRows<K, V>> {
+    /// Takes out the row with this key and those with the same key but for a lower number.
+    pub(super) fn remove_through(&mut self, last: K) {
+        let Self { rows, snapshot } = self;
+        rows.remove_through(last, |key, row| {
+            if let Some(snapshot) = snapshot
+                && snapshot.has_yet_to_show(key)
+            {
+                snapshot.before.entry(key).or_insert(Some(row));
+            }
+        });
     }
+}
 
-    /// The first key in a range.
-    pub(super) fn first_key(&self, range: impl RangeBounds<K>) -> Option<K> {
-        self.rows.range(range).next().map(|(key, _)| *key)
+impl<K: Ord + Copy, V> Snapshot<K, V> {
+    /// Whether what the row with this key was at the beginning is still to be shown.
+    fn has_yet_to_show(&self, key: K) -> bool {
+        self.shown.is_none_or(|shown| key > shown) && self.end.is_some_and(|end| key <= end)
     }
 }
 
@@ -79,6 +87,16 @@ impl<K: Ord + Copy, V: Clone, R: Rows<K, V>> SnapshotTable<K, V, R> {
     /// All rows, in the order of their keys.
     pub(super) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
         self.rows.after(None)
+    }
+
+    /// The rows after this key, in the order of their keys.
+    pub(super) fn after(&self, key: K) -> impl Iterator<Item = (K, &V)> {
+        self.rows.after(Some(key))
+    }
+
+    /// Packs rows that were added in order.
+    pub(super) fn pack(&mut self) {
+        self.rows.pack();
     }
 
     /// The last key.
@@ -107,10 +125,9 @@ impl<K: Ord + Copy, V: Clone, R: Rows<K, V>> SnapshotTable<K, V, R> {
     /// Sets a row's present form aside, if the reading under way has yet to show it.
     fn preserve(&mut self, key: K) {
         let Some(snapshot) = &mut self.snapshot else { return };
-        if snapshot.shown.is_some_and(|shown| key <= shown) || snapshot.end.is_none_or(|end| key > end) {
-            return;
+        if snapshot.has_yet_to_show(key) {
+            snapshot.before.entry(key).or_insert_with(|| self.rows.row(key).cloned());
         }
-        snapshot.before.entry(key).or_insert_with(|| self.rows.row(key).cloned());
     }
 
     /// From now on [`SnapshotTable::show_next`] shows the rows as they are now. A reading under way is given up.
@@ -163,7 +180,6 @@ impl<K: Ord + Copy, V: Clone, R: Rows<K, V>> SnapshotTable<K, V, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::rows::OrderedRows;
     use proptest::prelude::*;
 
     fn shown<R: Rows<u64, u32>>(table: &mut SnapshotTable<u64, u32, R>, rows_max: usize) -> Vec<(u64, u32)> {
@@ -206,6 +222,24 @@ mod tests {
             table.insert(key, 0);
         }
         assert!(table.snapshot.as_ref().unwrap().before.is_empty());
+    }
+
+    #[test]
+    fn rows_removed_together_are_shown_as_they_were() {
+        let mut table: SnapshotTable<u64, u32, OrderedRows<u64, u32>> = SnapshotTable::default();
+        for key in [1, 2, 70, 71, 200] {
+            table.insert(key, u32::try_from(key).unwrap());
+        }
+        table.begin();
+        assert_eq!(shown(&mut table, 1), [(1, 1)]);
+        *table.row_mut(2).unwrap() = 20;
+        table.insert(3, 3);
+        table.insert(300, 300);
+        table.remove_through(70);
+        assert_eq!(table.iter().map(|(key, _)| key).collect::<Vec<_>>(), [71, 200, 300]);
+        table.remove_through(300);
+        assert_eq!(shown(&mut table, 10), [(2, 2), (70, 70), (71, 71), (200, 200)]);
+        assert_eq!(table.len(), 0);
     }
 
     /// What a reading shows in slices, while rows change between them.
