@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::accounts::{Counts, Directory, Handle};
+use super::conversations::{Conversations, Pair};
 use super::rows::{OrderedRows, Rows as _};
 use super::table::SnapshotTable;
 use crate::types::MessageId;
@@ -29,7 +30,7 @@ pub(super) struct Mailboxes {
     /// The order of each: clients number what they send in sequence.
     ids: OrderedRows<MessageId, u64>,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
-    conversations: BTreeSet<(Handle, Handle, u64)>,
+    conversations: Conversations,
     /// Which two existing accounts have a conversation, the higher handle first: the other way round `conversations` says.
     partners: BTreeSet<(Handle, Handle)>,
     bytes: u64,
@@ -51,8 +52,7 @@ impl Mailboxes {
 
     /// The orders of what two accounts exchanged, below `before`, latest first. `with` may be [`Handle::DELETED`].
     pub(super) fn exchanged(&self, owner: Handle, with: Handle, before: u64) -> impl Iterator<Item = u64> {
-        let (low, high) = (owner.min(with), owner.max(with));
-        self.conversations.range((low, high, 0)..(low, high, before)).rev().map(|(_, _, order)| *order)
+        self.conversations.exchanged((owner.min(with), owner.max(with)), before)
     }
 
     /// How many messages there are.
@@ -84,8 +84,7 @@ impl Mailboxes {
         }
         self.ids.insert(message.id, order);
         let (low, high) = conversation(directory, &message);
-        self.conversations.insert((low, high, order));
-        if low != Handle::DELETED {
+        if self.conversations.add((low, high), order) && low != Handle::DELETED {
             self.partners.insert((high, low));
         }
         directory.mention(message.from);
@@ -134,7 +133,7 @@ impl Mailboxes {
         let each = conversations.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).map(|orders| orders[0]);
         let existing = each.filter(|(low, ..)| *low != Handle::DELETED);
         self.partners = existing.map(|(low, high, _)| (high, low)).collect();
-        self.conversations = conversations.into_iter().collect();
+        self.conversations = Conversations::from_sorted(&conversations);
         Ok(())
     }
 
@@ -156,7 +155,7 @@ impl Mailboxes {
         self.ids.remove(message.id);
         self.bytes -= row_bytes(&message);
         let (low, high) = conversation(directory, &message);
-        self.conversations.remove(&(low, high, order));
+        self.conversations.remove((low, high), order);
         if low != Handle::DELETED && self.exchanged(low, high, u64::MAX).next().is_none() {
             self.partners.remove(&(high, low));
         }
@@ -178,8 +177,8 @@ impl Mailboxes {
             let (low, high) = (owner.min(partner), owner.max(partner));
             let kept: Vec<u64> = self.exchanged(low, high, u64::MAX).collect();
             for order in kept {
-                self.conversations.remove(&(low, high, order));
-                self.conversations.insert((Handle::DELETED, partner, order));
+                self.conversations.remove((low, high), order);
+                self.conversations.add((Handle::DELETED, partner), order);
             }
             self.partners.remove(&(high, low));
         }
@@ -188,17 +187,7 @@ impl Mailboxes {
     /// The existing accounts that an account has a conversation with, itself among them at most once.
     fn partners(&self, owner: Handle) -> Vec<Handle> {
         let lower = self.partners.range((owner, Handle::DELETED)..=(owner, owner)).map(|(_, low)| *low);
-        let mut partners: Vec<Handle> = lower.collect();
-        let mut last = owner;
-        // From one conversation to the next, however many messages each has.
-        while let Some((low, high, _)) = self.conversations.range((owner, last, u64::MAX)..).next() {
-            if *low != owner {
-                break;
-            }
-            partners.push(*high);
-            last = *high;
-        }
-        partners
+        lower.chain(self.conversations.partners_above(owner)).collect()
     }
 
     /// Compares what is kept in several places; gives the counts that the accounts must have.
@@ -226,7 +215,7 @@ impl Mailboxes {
         for (same, what) in [
             (self.queued.len() + self.delivered.len() == ids.len(), "ids differ from messages"),
             (ids.into_iter().eq(self.ids.after(None).map(|(id, order)| (id, *order))), "ids differ"),
-            (conversations == self.conversations, "conversations differ"),
+            (self.conversations.check(&conversations), "conversations differ"),
             (partners == self.partners, "partners differ"),
             (bytes == self.bytes, "bytes of messages differ"),
         ] {
@@ -239,7 +228,7 @@ impl Mailboxes {
 }
 
 /// Under which two handles a message is found, the lower one first.
-fn conversation(directory: &Directory, message: &Message) -> (Handle, Handle) {
+fn conversation(directory: &Directory, message: &Message) -> Pair {
     let [a, b] = [message.from, message.to]
         .map(|handle| if directory.is_live(handle) { handle } else { Handle::DELETED });
     (a.min(b), a.max(b))

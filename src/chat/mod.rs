@@ -6,7 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `command` | what goes in and what comes out |
-//! | `accounts`, `mailboxes`, `sessions` | the state and the orders in which it is looked up |
+//! | `accounts`, `mailboxes`, `conversations`, `sessions` | the state and the orders in which it is looked up |
 //! | `applied`, `conflicts` | what becoming one again after a split needs: ids of applied commands, and what did not fit |
 //! | `apply`, `rebase` | what each command does, here or coming from another log |
 //! | `queries` | pages of names and messages |
@@ -21,6 +21,7 @@ mod apply;
 mod checkpoint;
 pub mod command;
 mod conflicts;
+mod conversations;
 mod glob;
 mod mailboxes;
 mod queries;

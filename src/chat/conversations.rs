@@ -1,0 +1,220 @@
+//! Which messages two accounts have exchanged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::accounts::Handle;
+
+/// Two accounts, the lower handle first.
+pub(super) type Pair = (Handle, Handle);
+
+/// So many messages of two accounts are kept one by one: that takes less space than a chunk.
+const FEW_MAX: usize = 4;
+/// So many share a chunk: a change in the middle of a long conversation moves no more than those.
+const CHUNK_MAX: usize = 64;
+
+/// The orders of messages by the two accounts. Nearly every message comes behind all others of its accounts.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Conversations {
+    /// Of accounts that have never had more than [`FEW_MAX`].
+    few: BTreeSet<(Handle, Handle, u64)>,
+    /// Of all others: chunks of ascending orders, by the accounts and a bound below which there are none in the chunk;
+    /// that of the first chunk of two accounts is 0. No chunk is empty.
+    many: BTreeMap<(Handle, Handle, u64), Vec<u64>>,
+}
+
+impl Conversations {
+    /// Takes orders that are sorted, and no more space than they need.
+    pub(super) fn from_sorted(sorted: &[(Handle, Handle, u64)]) -> Self {
+        let each = || sorted.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
+        let few = each().filter(|orders| orders.len() <= FEW_MAX).flatten().copied().collect();
+        let many = each().filter(|orders| orders.len() > FEW_MAX).flat_map(|orders| {
+            orders.chunks(CHUNK_MAX).enumerate().map(|(at, chunk)| {
+                let (low, high, order) = chunk[0];
+                let bound = if at == 0 { 0 } else { order };
+                ((low, high, bound), chunk.iter().map(|(_, _, order)| *order).collect())
+            })
+        });
+        Self { few, many: many.collect() }
+    }
+
+    /// The orders of what two accounts exchanged, below `before`, latest first.
+    pub(super) fn exchanged(&self, (low, high): Pair, before: u64) -> impl Iterator<Item = u64> {
+        let range = (low, high, 0)..(low, high, before);
+        let few = self.few.range(range.clone()).rev().map(|(_, _, order)| *order);
+        let many = self.many.range(range).rev().flat_map(move |(_, orders)| {
+            let below = orders.partition_point(|order| *order < before);
+            orders[..below].iter().rev().copied()
+        });
+        few.chain(many)
+    }
+
+    /// Adds an order that is new; gives whether it is the only one of the two accounts.
+    pub(super) fn add(&mut self, (low, high): Pair, order: u64) -> bool {
+        let (first, last) = ((low, high, 0), (low, high, u64::MAX));
+        if let Some((_, chunk)) = self.many.range_mut(first..=(low, high, order)).next_back() {
+            if let Some(rest) = insert(chunk, order) {
+                self.many.insert((low, high, rest[0]), rest);
+            }
+            return false;
+        }
+        self.few.insert((low, high, order));
+        let count = self.few.range(first..=last).count();
+        if count > FEW_MAX {
+            let orders: Vec<u64> = self.few.range(first..=last).map(|(_, _, order)| *order).collect();
+            for order in &orders {
+                self.few.remove(&(low, high, *order));
+            }
+            self.many.insert(first, orders);
+        }
+        count == 1
+    }
+
+    /// Takes out an order of the two accounts.
+    pub(super) fn remove(&mut self, (low, high): Pair, order: u64) {
+        if self.few.remove(&(low, high, order)) {
+            return;
+        }
+        let chunk = self.many.range_mut((low, high, 0)..=(low, high, order)).next_back();
+        let (key, orders) = chunk.expect("only a message that was added is removed");
+        let key = *key;
+        orders.remove(orders.binary_search(&order).expect("only a message that was added is removed"));
+        if orders.len() < orders.capacity() / 4 {
+            orders.shrink_to(orders.capacity() / 2);
+        }
+        if orders.is_empty() {
+            self.many.remove(&key);
+            let next = self.many.range(key..=(low, high, u64::MAX)).next().map(|(next, _)| *next);
+            if key.2 == 0
+                && let Some(orders) = next.and_then(|next| self.many.remove(&next))
+            {
+                self.many.insert(key, orders);
+            }
+        }
+    }
+
+    /// The accounts with a higher handle that have exchanged messages with this one. Costs as much as those messages.
+    pub(super) fn partners_above(&self, owner: Handle) -> BTreeSet<Handle> {
+        let first = (owner, owner, u64::MAX);
+        let few = self.few.range(first..);
+        let many = self.many.range(first..).map(|(key, _)| key);
+        let of_owner = |(low, ..): &&(Handle, Handle, u64)| *low == owner;
+        few.take_while(of_owner).chain(many.take_while(of_owner)).map(|(_, high, _)| *high).collect()
+    }
+
+    /// Whether exactly these are kept, each where it is looked for.
+    pub(super) fn check(&self, expected: &BTreeSet<(Handle, Handle, u64)>) -> bool {
+        let chunks: Vec<_> = self.many.iter().collect();
+        let mut of_each = chunks.chunk_by(|((a, b, _), _), ((c, d, _), _)| (a, b) == (c, d));
+        let begun = of_each.all(|chunks| {
+            let (low, high, bound) = *chunks[0].0;
+            bound == 0 && self.few.range((low, high, 0)..=(low, high, u64::MAX)).next().is_none()
+        });
+        let fit = chunks
+            .iter()
+            .all(|((.., bound), orders)| (1..=CHUNK_MAX).contains(&orders.len()) && orders[0] >= *bound);
+        let many = chunks
+            .iter()
+            .flat_map(|((low, high, _), orders)| orders.iter().map(|order| (*low, *high, *order)));
+        let many: Vec<_> = many.collect();
+        let all = self.few.iter().chain(&many);
+        begun
+            && fit
+            && many.is_sorted()
+            && self.few.len() + many.len() == expected.len()
+            && all.collect::<BTreeSet<_>>().into_iter().eq(expected)
+    }
+}
+
+/// Puts an order into a chunk; gives what no longer fits, all of it behind what stays.
+fn insert(chunk: &mut Vec<u64>, order: u64) -> Option<Vec<u64>> {
+    const HALF: usize = CHUNK_MAX / 2;
+    let at = chunk.partition_point(|other| *other < order);
+    if chunk.len() < CHUNK_MAX {
+        chunk.insert(at, order);
+        return None;
+    }
+    if at == CHUNK_MAX {
+        return Some(vec![order]);
+    }
+    let mut rest = chunk.split_off(HALF);
+    if at <= HALF {
+        chunk.insert(at, order);
+    } else {
+        rest.insert(at - HALF, order);
+    }
+    Some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::accounts::Directory;
+    use crate::types::{AccountId, ClientId, RequestId, RequestNumber};
+    use proptest::prelude::*;
+
+    /// [`Handle::DELETED`], and those of three accounts.
+    fn handles() -> Vec<Handle> {
+        let mut directory = Directory::default();
+        let accounts = (1..4).map(|number| {
+            let id = RequestId { client: ClientId(number), number: RequestNumber(1) };
+            directory.handle_of_any(AccountId(id), true)
+        });
+        [Handle::DELETED].into_iter().chain(accounts).collect()
+    }
+
+    /// Of which two accounts, how far from the last one added, and whether it is added or whatever is there taken out.
+    fn change() -> impl Strategy<Value = (usize, u64, bool)> {
+        (
+            prop_oneof![3 => Just(5_usize), 1 => 0..16_usize],
+            prop_oneof![4 => Just(0), 1 => 0..400_u64],
+            prop::bool::weighted(0.7),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn conversations_are_those_of_an_ordered_set(
+            changes in prop::collection::vec(change(), 0..600),
+            befores in prop::collection::vec(0..700_u64, 5),
+        ) {
+            let handles = handles();
+            let pair = |number: usize| {
+                let (a, b) = (handles[number / 4], handles[number % 4]);
+                (a.min(b), a.max(b))
+            };
+            let (mut found, mut set) = (Conversations::default(), BTreeSet::<(Handle, Handle, u64)>::new());
+            let of = |set: &BTreeSet<(Handle, Handle, u64)>, (low, high): Pair, before| -> Vec<u64> {
+                set.range((low, high, 0)..(low, high, before)).rev().map(|(_, _, order)| *order).collect()
+            };
+            for (number, (which, back, add)) in changes.into_iter().enumerate() {
+                let (low, high) = pair(which);
+                let order = (number as u64 + 1).saturating_sub(back).max(1);
+                if !add {
+                    let at_or_below = set.range((low, high, 0)..=(low, high, order)).next_back().copied();
+                    if let Some(gone) = at_or_below {
+                        set.remove(&gone);
+                        found.remove((low, high), gone.2);
+                    }
+                } else if set.insert((low, high, order)) {
+                    let only = of(&set, (low, high), u64::MAX).len() == 1;
+                    prop_assert_eq!(found.add((low, high), order), only);
+                }
+                prop_assert!(found.check(&set));
+            }
+            let sorted: Vec<_> = set.iter().copied().collect();
+            for found in [found, Conversations::from_sorted(&sorted)] {
+                prop_assert!(found.check(&set));
+                for which in 0..16 {
+                    for before in befores.iter().copied().chain([u64::MAX]) {
+                        let listed: Vec<u64> = found.exchanged(pair(which), before).collect();
+                        prop_assert_eq!(listed, of(&set, pair(which), before));
+                    }
+                }
+                for owner in &handles {
+                    let above = set.iter().filter(|(low, high, _)| low == owner && high > owner);
+                    prop_assert_eq!(found.partners_above(*owner), above.map(|(_, high, _)| *high).collect());
+                }
+            }
+        }
+    }
+}
