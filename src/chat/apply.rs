@@ -44,8 +44,24 @@ impl State {
             }
         }
         self.index = index;
-        self.digest = digest_after(&self.digest, chain, outcome.reply.as_ref());
+        self.extend_digest(chain, outcome.reply.as_ref());
         outcome
+    }
+
+    /// Makes the digest that after an entry: SHA-256 over the digest before it, the entry's chain (big-endian), and the
+    /// reply's fields as in `replies.csv`, if there is a reply.
+    fn extend_digest(&mut self, chain: u32, reply: Option<&Reply>) {
+        let mut hash = Sha256::new();
+        hash.update(self.digest);
+        hash.update(chain.to_be_bytes());
+        if let Some(reply) = reply {
+            let mut row = RowWriter::new();
+            row.reuse(std::mem::take(&mut self.spent));
+            reply.write_fields(&mut row);
+            hash.update(row.row());
+            self.spent = row.take();
+        }
+        self.digest = hash.finalize().into();
     }
 
     /// Carries out a command unless its session knows it already (N2), and records its reply there.
@@ -272,18 +288,4 @@ impl State {
         }
         if count == 0 { Err(Refusal::NoSuchMessage) } else { Ok(Reply::Deleted { count }) }
     }
-}
-
-/// The digest after an entry: SHA-256 over the digest before it, the entry's chain (big-endian), and the reply's
-/// fields as in `replies.csv`, if there is a reply.
-fn digest_after(previous: &[u8; 32], chain: u32, reply: Option<&Reply>) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(previous);
-    hash.update(chain.to_be_bytes());
-    if let Some(reply) = reply {
-        let mut row = RowWriter::with_capacity(64);
-        reply.write_fields(&mut row);
-        hash.update(row.row());
-    }
-    hash.finalize().into()
 }

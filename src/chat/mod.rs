@@ -94,6 +94,8 @@ pub enum Known {
 pub struct State {
     index: LogIndex,
     digest: [u8; 32],
+    /// Space for a reply's fields on their way into the digest.
+    spent: Vec<u8>,
     directory: Directory,
     mailboxes: Mailboxes,
     sessions: Sessions,

@@ -27,7 +27,7 @@ impl Reply {
         match self {
             Self::Registered { account } | Self::LoggedIn { account, .. } => row.id(account.0),
             Self::Sent { message, .. } => row.id(message.0),
-            Self::Refused(refusal) => row.plain(refusal.keyword()),
+            Self::Refused(refusal) => row.encoded(refusal.keyword().as_bytes()),
             _ => row.encoded(b""),
         }
         match self {
