@@ -79,10 +79,10 @@ impl Mailboxes {
         message: Message,
         delivered: bool,
     ) -> bool {
-        if self.ids.row(message.id).is_some() {
+        if let Some(earlier) = self.ids.insert(message.id, order) {
+            self.ids.insert(message.id, earlier);
             return false;
         }
-        self.ids.insert(message.id, order);
         let (low, high) = conversation(directory, &message);
         if self.conversations.add((low, high), order) && low != Handle::DELETED {
             self.partners.insert((high, low));

@@ -253,13 +253,20 @@ impl<K: Numbered, V> Rows<K, V> for OrderedRows<K, V> {
 
     fn insert(&mut self, key: K, value: V) -> Option<V> {
         let first = first_of_block(key);
-        if let Some(mut last) = self.blocks.last_entry()
-            && *last.key() < first
-        {
-            // Most likely nothing more comes into the one before.
-            last.get_mut().rows.shrink_to_fit();
-        }
-        let replaced = self.blocks.entry(first).or_default().insert(key.number(), value);
+        let replaced = if let Some(block) = self.blocks.get_mut(&first) {
+            block.insert(key.number(), value)
+        } else {
+            if let Some(mut last) = self.blocks.last_entry()
+                && *last.key() < first
+            {
+                // Most likely nothing more comes into the one before.
+                last.get_mut().rows.shrink_to_fit();
+            }
+            let mut block = Block::default();
+            block.insert(key.number(), value);
+            self.blocks.insert(first, block);
+            None
+        };
         self.len += usize::from(replaced.is_none());
         replaced
     }
