@@ -153,10 +153,10 @@ impl State {
     fn write_rows(&mut self, table: Table, rows_max: usize, row: &mut RowWriter) -> Shown {
         let directory = &self.directory;
         let write_message = |order: u64, message: &Message| {
-            row.plain(message.id);
+            row.id(message.id.0);
             row.number(order);
-            row.plain(directory.id(message.from));
-            row.plain(directory.id(message.to));
+            row.id(directory.id(message.from).0);
+            row.id(directory.id(message.to).0);
             row.number(message.unix_ms);
             row.encoded(if message.late { b"late" } else { b"" });
             row.text(&message.text);
@@ -167,7 +167,7 @@ impl State {
             Table::Delivered => self.mailboxes.delivered.show_next(rows_max, write_message),
             Table::Users => {
                 self.directory.accounts.show_next(rows_max, |id, AccountRow { account, active, .. }| {
-                    row.plain(id);
+                    row.id(id.0);
                     row.text(&account.name);
                     row.text(&account.password);
                     row.id(account.password_set);
@@ -179,7 +179,7 @@ impl State {
             Table::Sessions => {
                 self.sessions.sessions.show_next(rows_max, |client, SessionRow { session, .. }| {
                     row.plain(client);
-                    row.plain(session.account);
+                    row.id(session.account.0);
                     row.plain(Hex(&session.token));
                     row.number(session.acknowledged.0);
                     row.number(session.last_used_unix_ms);
