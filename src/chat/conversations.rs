@@ -24,17 +24,27 @@ pub(super) struct Conversations {
 
 impl Conversations {
     /// Takes orders that are sorted, and no more space than they need.
-    pub(super) fn from_sorted(sorted: &[(Handle, Handle, u64)]) -> Self {
-        let each = || sorted.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
-        let few = each().filter(|orders| orders.len() <= FEW_MAX).flatten().copied().collect();
-        let many = each().filter(|orders| orders.len() > FEW_MAX).flat_map(|orders| {
+    pub(super) fn from_sorted(mut sorted: Vec<(Handle, Handle, u64)>) -> Self {
+        let each = sorted.chunk_by(same_pair).filter(|orders| orders.len() > FEW_MAX);
+        let many = each.flat_map(|orders| {
             orders.chunks(CHUNK_MAX).enumerate().map(|(at, chunk)| {
                 let (low, high, order) = chunk[0];
                 let bound = if at == 0 { 0 } else { order };
                 ((low, high, bound), chunk.iter().map(|(_, _, order)| *order).collect())
             })
         });
-        Self { few, many: many.collect() }
+        let many = many.collect();
+        // The others move together, so that there is no second copy of all.
+        let (mut at, mut kept) = (0, 0);
+        while let Some(orders) = sorted[at..].chunk_by(same_pair).next().map(<[_]>::len) {
+            if orders <= FEW_MAX {
+                sorted.copy_within(at..at + orders, kept);
+                kept += orders;
+            }
+            at += orders;
+        }
+        sorted.truncate(kept);
+        Self { few: sorted.into_iter().collect(), many }
     }
 
     /// The orders of what two accounts exchanged, below `before`, latest first.
@@ -125,6 +135,10 @@ impl Conversations {
     }
 }
 
+fn same_pair(a: &(Handle, Handle, u64), b: &(Handle, Handle, u64)) -> bool {
+    (a.0, a.1) == (b.0, b.1)
+}
+
 /// Puts an order into a chunk; gives what no longer fits, all of it behind what stays.
 fn insert(chunk: &mut Vec<u64>, order: u64) -> Option<Vec<u64>> {
     const HALF: usize = CHUNK_MAX / 2;
@@ -202,7 +216,7 @@ mod tests {
                 prop_assert!(found.check(&set));
             }
             let sorted: Vec<_> = set.iter().copied().collect();
-            for found in [found, Conversations::from_sorted(&sorted)] {
+            for found in [found, Conversations::from_sorted(sorted)] {
                 prop_assert!(found.check(&set));
                 for which in 0..16 {
                     for before in befores.iter().copied().chain([u64::MAX]) {

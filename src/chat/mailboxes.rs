@@ -133,7 +133,7 @@ impl Mailboxes {
         let each = conversations.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).map(|orders| orders[0]);
         let existing = each.filter(|(low, ..)| *low != Handle::DELETED);
         self.partners = existing.map(|(low, high, _)| (high, low)).collect();
-        self.conversations = Conversations::from_sorted(&conversations);
+        self.conversations = Conversations::from_sorted(conversations);
         Ok(())
     }
 
