@@ -12,6 +12,7 @@ use lastword::message::{
     CheckpointResult, CheckpointStep, Installed, Position, ReadResult, Standing, View, Write,
 };
 use lastword::prng::Prng;
+use lastword::row::RowWriter;
 use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with, read_diverged};
 use lastword::types::{Incarnation, LogIndex, ServerId, ViewNumber};
 use log_model::{Known, LIVE, hard, read_all, servers, take_checkpoint, view};
@@ -195,6 +196,32 @@ fn rotten_rows_are_filled_in_from_a_peer_and_what_follows_can_be_read_again() {
     let opened = try_open(&disk.crash()).unwrap();
     assert!(opened.recovered.gaps.is_empty() && opened.notices.is_empty(), "{:?}", opened.notices);
     assert_eq!(check(&opened, &known).last.index, LogIndex(71));
+}
+
+/// Rows whose checksums are right, and that no server has written: behind a rotten row nothing tells where they belong.
+#[test]
+fn a_row_with_an_index_that_no_entry_has_is_a_damaged_one() {
+    for index in [0, u64::MAX] {
+        let mut known = Known::default();
+        let (disk, mut opened) = fresh(1);
+        append(&mut opened, &mut known, 1, 9);
+        opened.log.sync().unwrap();
+        let history = known.history(opened.log.last());
+        rot_row_with(&disk, &history[8].bytes);
+        let mut live = disk.bytes(LIVE).unwrap();
+        let rows = String::from_utf8_lossy(&live).lines().count() as u64;
+        let mut row = RowWriter::new();
+        row.number(rows);
+        row.encoded(format!("closed,{index},0.0,,,,,,,,").as_bytes());
+        row.checksum(0);
+        row.end();
+        live.extend(row.take());
+        disk.put(LIVE, &live);
+        let opened = try_open(&disk.restart()).unwrap();
+        let expected = format!("{index}\" in field 3, expected the index of an entry, from 1 on");
+        assert!(opened.notices.iter().any(|notice| notice.contains(&expected)), "{:?}", opened.notices);
+        assert_eq!(read_all(&opened), history[..8]);
+    }
 }
 
 /// Flips a bit in the row that has this text, in the last segment that has one.

@@ -3,6 +3,8 @@
 //! Each row has a sequence number, the replicated fields of an entry (or what another kind of row keeps in those
 //! columns), the chain, and the checksum. Rows that are no entries are this server's own: they are never replicated.
 
+use std::ops::Range;
+
 use crate::chat::command::{format_members, parse_members};
 use crate::message::{ENTRY_FIELDS, Entry, HardState, Position, Standing, View, ViewStart, ViewTable};
 use crate::row::{Fields, RowError, RowWriter, verify};
@@ -72,7 +74,11 @@ impl Line<'_> {
         let mut parts = self.body.split(|&b| b == b',');
         let mut part = || parts.next().unwrap_or_default();
         let (kind, index, view) = (part(), part(), part());
-        let index = || number(index).map(LogIndex).ok_or_else(|| wrong(3, index, "an index"));
+        // One more must be an index, too.
+        let within = |range: Range<u64>| number(index).filter(|index| range.contains(index)).map(LogIndex);
+        let entry_index =
+            || within(1..u64::MAX).ok_or_else(|| wrong(3, index, "the index of an entry, from 1 on"));
+        let index = || within(0..u64::MAX).ok_or_else(|| wrong(3, index, "an index"));
         let view = || {
             let text = std::str::from_utf8(view).ok();
             text.and_then(|text| text.parse().ok()).ok_or_else(|| wrong(4, view, "a view as COUNTER.SERVER"))
@@ -97,7 +103,7 @@ impl Line<'_> {
                 self.parse(fields)?;
                 read_hard_state(fields).map(Row::Hard)
             }
-            _ => Ok(Row::Entry(Position { index: index()?, view: view()?, chain: self.chain()? })),
+            _ => Ok(Row::Entry(Position { index: entry_index()?, view: view()?, chain: self.chain()? })),
         }
     }
 
