@@ -48,7 +48,7 @@ impl State {
         outcome
     }
 
-    /// Makes the digest that after an entry: SHA-256 over the digest before it, the entry's chain (big-endian), and the
+    /// The digest after an entry: SHA-256 over the digest before it, the entry's chain (big-endian), and the
     /// reply's fields as in `replies.csv`, if there is a reply.
     fn extend_digest(&mut self, chain: u32, reply: Option<&Reply>) {
         let mut hash = Sha256::new();

@@ -256,13 +256,16 @@ impl<K: Numbered, V> Rows<K, V> for OrderedRows<K, V> {
         let replaced = if let Some(block) = self.blocks.get_mut(&first) {
             block.insert(key.number(), value)
         } else {
+            let mut block = Block::default();
             if let Some(mut last) = self.blocks.last_entry()
                 && *last.key() < first
             {
-                // Most likely nothing more comes into the one before.
+                // Most likely nothing more comes into the one before, and this one becomes as full as that.
+                if last.get().present == u64::MAX {
+                    block.rows.reserve_exact(last.get().rows.len());
+                }
                 last.get_mut().rows.shrink_to_fit();
             }
-            let mut block = Block::default();
             block.insert(key.number(), value);
             self.blocks.insert(first, block);
             None
