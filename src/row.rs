@@ -77,12 +77,6 @@ impl RowWriter {
         Self::default()
     }
 
-    /// A buffer with room for `bytes`, so that a row of usual length is written without moving.
-    #[must_use]
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), row_start: 0 }
-    }
-
     fn separate(&mut self) {
         if self.buffer.len() > self.row_start {
             self.buffer.push(b',');
