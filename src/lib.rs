@@ -40,8 +40,9 @@
 //! **Architecture Invariant:** [`wire`], [`replica`] and [`storage`] never import each other. They meet in [`server`]
 //! alone: its `driver` carries out what the core asks, its `disk` joins core and storage, its links join core and wire.
 //!
-//! **Architecture Invariant:** [`storage`] is synchronous and knows no thread, clock or network; only `storage/disk.rs`
-//! touches the file system. [`wire`] knows how a frame is built, not what is allowed in it.
+//! **Architecture Invariant:** [`storage`] is synchronous and knows no clock or network; only `storage/disk.rs` touches
+//! the file system, and starts a thread: a second one, to read a large checkpoint. [`wire`] knows how a frame is built,
+//! not what is allowed in it.
 //!
 //! **Architecture Invariant:** one task owns the [`replica::Replica`], and never waits for a disk, a link or a password.
 //! There is no lock around the core, and no lock is held across an await.

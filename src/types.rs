@@ -129,6 +129,16 @@ pub struct ClientId(pub u64);
 impl ClientId {
     /// A client without a name of its own.
     pub const NONE: Self = Self(0);
+
+    /// Its first bits, as a number: of clients that draw them, each number has as many.
+    ///
+    /// # Panics
+    /// Unless there are 1 to 32 of them.
+    #[must_use]
+    pub fn first_bits(self, count: u32) -> usize {
+        assert!((1..=32).contains(&count), "found {count} bits, expected 1 to 32");
+        usize::try_from(self.0 >> (u64::BITS - count)).expect("32 bits fit")
+    }
 }
 
 impl fmt::Display for ClientId {

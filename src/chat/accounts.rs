@@ -20,7 +20,7 @@ impl Handle {
     pub(super) const DELETED: Self = Self(0);
 
     /// Where the slot is among all.
-    fn at(self) -> usize {
+    pub(super) fn at(self) -> usize {
         self.0 as usize - 1
     }
 }
@@ -53,12 +53,14 @@ pub(super) struct Counts {
     pub(super) waiting: BTreeMap<Handle, VecDeque<u64>>,
 }
 
+/// Accounts by name in lower case.
+pub(super) type Names = BTreeMap<Box<str>, AccountId>;
+
 /// All accounts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Directory {
     pub(super) accounts: SnapshotTable<AccountId, AccountRow>,
-    /// By name in lower case.
-    pub(super) names: BTreeMap<Box<str>, AccountId>,
+    pub(super) names: Names,
     /// Deleted accounts that messages still name.
     deleted: BTreeMap<AccountId, Handle>,
     /// By handle; the one of [`Handle::DELETED`] is left out.
@@ -140,11 +142,41 @@ impl Directory {
     /// checkpoint under way has yet to write rows that name what they stood for.
     pub(super) fn add(&mut self, id: AccountId, account: Account, reuse: bool) {
         assert!(!self.knows(id), "account {id} is added twice");
+        let earlier = self.names.insert(folded(&account.name), id);
+        assert_eq!(earlier, None, "the name {:?} is given twice", account.name);
+        self.add_row(id, account, LogIndex(0), reuse);
+    }
+
+    /// Adds an account, of a new id, that can't be looked up by its name before [`Directory::set_names`].
+    pub(super) fn add_row(
+        &mut self,
+        id: AccountId,
+        account: Account,
+        active: LogIndex,
+        reuse: bool,
+    ) -> Handle {
         let handle = self.allocate(Slot { id, live: true, mentions: 0, waiting: VecDeque::new() }, reuse);
         self.bytes += row_bytes(&account);
-        let earlier = self.names.insert(account.name.to_ascii_lowercase().into(), id);
-        assert_eq!(earlier, None, "the name {:?} is given twice", account.name);
-        self.accounts.insert(id, AccountRow { account, handle, active: LogIndex(0) });
+        self.accounts.insert(id, AccountRow { account, handle, active });
+        handle
+    }
+
+    /// After [`Directory::add_row`]: all accounts by their names, for [`Directory::set_names`]. They are sorted first, which
+    /// takes a fraction of the time of adding one after the other.
+    ///
+    /// # Errors
+    /// Two accounts have the same name: the later one.
+    pub(super) fn names_of_rows(&self) -> Result<Names, AccountId> {
+        let mut names: Vec<_> =
+            self.accounts.iter().map(|(id, row)| (folded(&row.account.name), id)).collect();
+        names.sort_unstable();
+        let same = names.windows(2).filter(|pair| pair[0].0 == pair[1].0).map(|pair| pair[1].1);
+        same.min().map_or_else(|| Ok(names.into_iter().collect()), Err)
+    }
+
+    /// Says anew how all accounts are named.
+    pub(super) fn set_names(&mut self, names: Names) {
+        self.names = names;
     }
 
     /// The handle of an account that may be deleted: a message that is about to be added names it. For `reuse` see
@@ -205,7 +237,7 @@ impl Directory {
         self.names.remove(row.account.name.to_ascii_lowercase().as_str());
         row.account.name = name.to_owned();
         self.bytes += row_bytes(&row.account);
-        let earlier = self.names.insert(name.to_ascii_lowercase().into(), id);
+        let earlier = self.names.insert(folded(name), id);
         assert_eq!(earlier, None, "the name {name:?} is given twice");
     }
 
@@ -239,19 +271,25 @@ impl Directory {
         waiting.push_back(order);
     }
 
-    /// Counts anew how often messages name each account, given what all of them name.
-    pub(super) fn set_mentions(&mut self, named: impl Iterator<Item = Handle>) {
-        // Apart from the slots, which fill much more memory, and are visited in no order.
-        let mut mentions = vec![0; self.slots.len()];
-        named.for_each(|handle| mentions[handle.at()] += 1);
-        for (slot, mentions) in self.slots.iter_mut().zip(mentions) {
-            slot.mentions = mentions;
-        }
+    /// Whether the account of each handle exists, by [`Handle::at`]: apart from the slots, which fill much more memory.
+    pub(super) fn live(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.live).collect()
     }
 
-    /// Says anew what waits for each account: `all` gives recipients and orders, ascending by order, each time the
-    /// same.
-    pub(super) fn set_waiting<I: Iterator<Item = (Handle, u64)>>(&mut self, all: impl Fn() -> I) {
+    /// How often messages name each account, for [`Directory::set_messages`], given what all of them name.
+    pub(super) fn mentions(&self, named: impl Iterator<Item = Handle>) -> Vec<u64> {
+        // Apart from the slots, which are visited in no order.
+        let mut mentions = vec![0; self.slots.len()];
+        named.for_each(|handle| mentions[handle.at()] += 1);
+        mentions
+    }
+
+    /// What waits for each account, for [`Directory::set_messages`]: `all` gives recipients and orders, ascending by order,
+    /// each time the same.
+    pub(super) fn all_waiting<I: Iterator<Item = (Handle, u64)>>(
+        &self,
+        all: impl Fn() -> I,
+    ) -> Vec<VecDeque<u64>> {
         // A sort that counts first: where in `orders` the next one of each account goes.
         let mut places = vec![0; self.slots.len()];
         all().for_each(|(handle, _)| places[handle.at()] += 1);
@@ -265,10 +303,14 @@ impl Directory {
             orders[*place] = order;
             *place += 1;
         }
-        let mut start = 0;
-        for (slot, end) in self.slots.iter_mut().zip(places) {
-            slot.waiting = orders[start..end].to_vec().into();
-            start = end;
+        let starts = std::iter::once(0).chain(places.iter().copied());
+        starts.zip(&places).map(|(start, end)| orders[start..*end].to_vec().into()).collect()
+    }
+
+    /// Says anew, of each account, how often messages name it and which wait for it.
+    pub(super) fn set_messages(&mut self, mentions: Vec<u64>, waiting: Vec<VecDeque<u64>>) {
+        for (slot, (mentions, waiting)) in self.slots.iter_mut().zip(mentions.into_iter().zip(waiting)) {
+            (slot.mentions, slot.waiting) = (mentions, waiting);
         }
     }
 
@@ -285,7 +327,6 @@ impl Directory {
     /// Packs accounts that were added in order.
     pub(super) fn pack(&mut self) {
         self.accounts.pack();
-        self.names = std::mem::take(&mut self.names).into_iter().collect();
     }
 
     /// Compares what is kept in several places.
@@ -329,6 +370,11 @@ impl Directory {
         }
         Ok(())
     }
+}
+
+/// A name as it is looked up: in lower case.
+fn folded(name: &str) -> Box<str> {
+    name.to_ascii_lowercase().into()
 }
 
 fn row_bytes(account: &Account) -> u64 {

@@ -1,6 +1,6 @@
 //! Messages, and the orders in which they are looked up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::accounts::{Counts, Directory, Handle};
 use super::conversations::{Conversations, Pair};
@@ -20,6 +20,17 @@ pub(super) struct Message {
     pub(super) text: Box<str>,
 }
 
+/// The orders of messages by their ids.
+pub(super) type Ids = OrderedRows<MessageId, u64>;
+
+/// What is known of messages by their accounts.
+pub(super) struct ByAccount {
+    mentions: Vec<u64>,
+    waiting: Vec<VecDeque<u64>>,
+    conversations: Conversations,
+    partners: BTreeSet<(Handle, Handle)>,
+}
+
 /// All messages.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Mailboxes {
@@ -28,7 +39,7 @@ pub(super) struct Mailboxes {
     /// Those that their recipient has.
     pub(super) delivered: SnapshotTable<u64, Message, OrderedRows<u64, Message>>,
     /// The order of each: clients number what they send in sequence.
-    ids: OrderedRows<MessageId, u64>,
+    ids: Ids,
     /// All by the two accounts, the lower handle first. All deleted accounts share [`Handle::DELETED`] here.
     conversations: Conversations,
     /// Which two existing accounts have a conversation, the higher handle first: the other way round `conversations` says.
@@ -83,7 +94,7 @@ impl Mailboxes {
             self.ids.insert(message.id, earlier);
             return false;
         }
-        let (low, high) = conversation(directory, &message);
+        let (low, high) = conversation(&message, |handle| directory.is_live(handle));
         if self.conversations.add((low, high), order) && low != Handle::DELETED {
             self.partners.insert((high, low));
         }
@@ -96,7 +107,7 @@ impl Mailboxes {
         true
     }
 
-    /// Adds a message that can't be looked up by its id or its accounts before [`Mailboxes::build_lookups`].
+    /// Adds a message that can't be looked up by its id or its accounts before [`Mailboxes::set_lookups`].
     pub(super) fn add_row(&mut self, order: u64, message: Message, delivered: bool) {
         self.bytes += row_bytes(&message);
         if delivered {
@@ -106,35 +117,54 @@ impl Mailboxes {
         }
     }
 
-    /// After [`Mailboxes::add_row`]: makes all messages found by their ids and their accounts, and known to their
-    /// accounts. They are sorted first, which takes a fraction of the time and two thirds of the space of adding one
-    /// after the other.
+    /// After [`Mailboxes::add_row`]: all messages by their ids, for [`Mailboxes::set_lookups`]. They are sorted first, which
+    /// takes a fraction of the time and two thirds of the space of adding one after the other; and part by part, so that
+    /// what is sorted takes little space beside the rest.
     ///
     /// # Errors
     /// Two messages have the same id: the orders of both.
-    pub(super) fn build_lookups(&mut self, directory: &mut Directory) -> Result<(), [u64; 2]> {
-        let all = || self.queued.iter().chain(self.delivered.iter());
-        directory.set_mentions(all().flat_map(|(_, message)| [message.from, message.to]));
-        directory.set_waiting(|| self.queued.iter().map(|(order, message)| (message.to, order)));
-        let mut ids = Vec::with_capacity(self.queued.len() + self.delivered.len());
-        ids.extend(all().map(|(order, message)| (message.id, order)));
-        ids.sort_unstable();
-        if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err([pair[0].1, pair[1].1]);
-        }
-        self.ids = OrderedRows::from_sorted(&ids);
-        drop(ids);
-        let mut conversations = Vec::with_capacity(self.ids.len());
-        conversations.extend(all().map(|(order, message)| {
-            let (low, high) = conversation(directory, message);
+    pub(super) fn ids_of_rows(&self) -> Result<Ids, [u64; 2]> {
+        const PART_BITS: u32 = 2;
+        let mut same = None;
+        let ids = Ids::from_sorted((0..1 << PART_BITS).map(|part| {
+            let ids = self.iter().map(|(order, message)| (message.id, order));
+            let mut ids: Vec<_> = ids.filter(|(id, _)| id.0.client.first_bits(PART_BITS) == part).collect();
+            ids.sort_unstable();
+            let pair = ids.windows(2).find(|pair| pair[0].0 == pair[1].0);
+            same = same.or(pair.map(|pair| [pair[0].1, pair[1].1]));
+            ids
+        }));
+        same.map_or(Ok(ids), Err)
+    }
+
+    /// After [`Mailboxes::add_row`]: all messages by their accounts, for [`Mailboxes::set_lookups`]; sorted first, too.
+    pub(super) fn accounts_of_rows(&self, directory: &Directory) -> ByAccount {
+        let mentions = directory.mentions(self.iter().flat_map(|(_, message)| [message.from, message.to]));
+        let waiting =
+            directory.all_waiting(|| self.queued.iter().map(|(order, message)| (message.to, order)));
+        let live = directory.live();
+        let mut sorted = Vec::with_capacity(self.queued.len() + self.delivered.len());
+        sorted.extend(self.iter().map(|(order, message)| {
+            let (low, high) = conversation(message, |handle| live[handle.at()]);
             (low, high, order)
         }));
-        conversations.sort_unstable();
-        let each = conversations.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).map(|orders| orders[0]);
+        sorted.sort_unstable();
+        let each = sorted.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).map(|orders| orders[0]);
         let existing = each.filter(|(low, ..)| *low != Handle::DELETED);
-        self.partners = existing.map(|(low, high, _)| (high, low)).collect();
-        self.conversations = Conversations::from_sorted(conversations);
-        Ok(())
+        let partners = existing.map(|(low, high, _)| (high, low)).collect();
+        ByAccount { mentions, waiting, partners, conversations: Conversations::from_sorted(sorted) }
+    }
+
+    /// Makes all messages found by their ids and their accounts, and known to their accounts.
+    pub(super) fn set_lookups(&mut self, directory: &mut Directory, ids: Ids, by_account: ByAccount) {
+        self.ids = ids;
+        self.conversations = by_account.conversations;
+        self.partners = by_account.partners;
+        directory.set_messages(by_account.mentions, by_account.waiting);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &Message)> {
+        self.queued.iter().chain(self.delivered.iter())
     }
 
     /// The recipient has a message: it no longer waits.
@@ -154,7 +184,7 @@ impl Mailboxes {
         };
         self.ids.remove(message.id);
         self.bytes -= row_bytes(&message);
-        let (low, high) = conversation(directory, &message);
+        let (low, high) = conversation(&message, |handle| directory.is_live(handle));
         self.conversations.remove((low, high), order);
         if low != Handle::DELETED && self.exchanged(low, high, u64::MAX).next().is_none() {
             self.partners.remove(&(high, low));
@@ -198,11 +228,11 @@ impl Mailboxes {
         for (order, message) in self.queued.iter() {
             counts.waiting.entry(message.to).or_default().push_back(order);
         }
-        for (order, message) in self.queued.iter().chain(self.delivered.iter()) {
+        for (order, message) in self.iter() {
             ids.insert(message.id, order);
             *counts.mentions.entry(message.from).or_default() += 1;
             *counts.mentions.entry(message.to).or_default() += 1;
-            let (low, high) = conversation(directory, message);
+            let (low, high) = conversation(message, |handle| directory.is_live(handle));
             if high == Handle::DELETED {
                 return Err(format!("message {} has no existing account", message.id));
             }
@@ -228,9 +258,9 @@ impl Mailboxes {
 }
 
 /// Under which two handles a message is found, the lower one first.
-fn conversation(directory: &Directory, message: &Message) -> Pair {
-    let [a, b] = [message.from, message.to]
-        .map(|handle| if directory.is_live(handle) { handle } else { Handle::DELETED });
+fn conversation(message: &Message, is_live: impl Fn(Handle) -> bool) -> Pair {
+    let [a, b] =
+        [message.from, message.to].map(|handle| if is_live(handle) { handle } else { Handle::DELETED });
     (a.min(b), a.max(b))
 }
 

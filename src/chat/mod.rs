@@ -37,7 +37,7 @@ mod tests;
 mod validate;
 
 pub use checkpoint::{Slice, Table};
-pub use restore::{Restore, Unfit};
+pub use restore::{AtOnce, InTurn, Restore, Unfit};
 pub use table_row::TableRow;
 pub use validate::{valid_name, valid_password, valid_text};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 
-use super::accounts::Handle;
+use super::accounts::{Directory, Handle};
 use super::command::Reply;
 use super::conflicts::Conflict;
 use super::mailboxes::{Mailboxes, Message};
@@ -17,16 +17,66 @@ use crate::types::{AccountId, ClientId, LogIndex, RequestId};
 #[derive(Debug)]
 pub struct Restore {
     state: State,
-    /// The accounts that exist and those that messages name: most rows name two, in no order.
-    known: HashMap<AccountId, Known>,
+    /// Most rows name two, in no order.
+    existing: Existing,
+    /// Accounts that messages name and that are deleted.
+    deleted: HashMap<AccountId, Handle>,
 }
 
-/// An account of which a row was seen.
+/// The handles of the accounts that exist. A table by hash would take more space, and longer with more accounts than the
+/// processor's caches hold.
+#[derive(Debug, Default)]
+struct Existing {
+    /// Ascending, as their rows are.
+    accounts: Vec<(AccountId, Handle)>,
+    /// How many of them come before those whose ids have these first bits. Clients choose their ids at random: few share
+    /// so many bits.
+    below: Vec<u32>,
+}
+
+impl Existing {
+    /// How many first bits of an id the index goes by.
+    fn bits(&self) -> u32 {
+        self.below.len().ilog2()
+    }
+
+    /// Builds the index, after the last account.
+    fn index(&mut self) {
+        const OF_EACH: usize = 4;
+        let firsts = (self.accounts.len() / OF_EACH).next_power_of_two().max(2);
+        self.below = vec![0; firsts];
+        let bits = self.bits();
+        for (id, _) in &self.accounts {
+            self.below[id.0.client.first_bits(bits)] += 1;
+        }
+        let mut total = 0;
+        for below in &mut self.below {
+            total += std::mem::replace(below, total);
+        }
+    }
+
+    fn handle(&self, id: AccountId) -> Option<Handle> {
+        let first = id.0.client.first_bits(self.bits());
+        let end = self.below.get(first + 1).map_or(self.accounts.len(), |below| *below as usize);
+        let among = &self.accounts[self.below[first] as usize..end];
+        among.binary_search_by_key(&id, |(id, _)| *id).ok().map(|at| among[at].1)
+    }
+}
+
+/// Does two things that have nothing to do with each other: at once, where there are threads.
+pub trait AtOnce {
+    /// Does both, and gives what they give.
+    fn both<A: Send, B>(&self, first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B);
+}
+
+/// Does one thing after the other.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    handle: Handle,
-    /// Whether it exists; a row of a message may name one that is deleted.
-    exists: bool,
+pub struct InTurn;
+
+impl AtOnce for InTurn {
+    fn both<A: Send, B>(&self, first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
+        (first(), second())
+    }
 }
 
 /// What does not fit together though each row by itself is right.
@@ -51,17 +101,39 @@ impl Restore {
     /// Starts an empty state as of `index`; `digest` is what [`State::digest`] was then.
     #[must_use]
     pub fn new(index: LogIndex, digest: [u8; 32]) -> Self {
-        Self { state: State { index, digest, ..State::default() }, known: HashMap::new() }
+        Self {
+            state: State { index, digest, ..State::default() },
+            existing: Existing::default(),
+            deleted: HashMap::new(),
+        }
     }
 
-    /// Takes one row.
+    /// Takes rows that follow each other.
     ///
     /// # Errors
-    /// What was found in which field, and what was expected beside the rows before.
-    pub fn add(&mut self, row: TableRow) -> Result<(), RowError> {
+    /// Which one, counted from 0, does not fit those before it: what was found in which field, and what was expected.
+    pub fn add(&mut self, rows: Vec<TableRow>) -> Result<(), (usize, RowError)> {
+        if self.existing.below.is_empty() && !matches!(rows[..], [TableRow(Kind::Account(..)), ..]) {
+            self.existing.index();
+        }
+        // Looked for together: of a million accounts hardly one is in a cache, and the processor waits for several at once.
+        let named: Vec<_> = rows.iter().map(|row| self.named(row)).collect();
+        let mut rows = rows.into_iter().zip(named).enumerate();
+        rows.try_for_each(|(at, (row, named))| self.add_row(row, named).map_err(|error| (at, error)))
+    }
+
+    /// The two accounts that a message names, those that exist.
+    fn named(&self, row: &TableRow) -> [Option<Handle>; 2] {
+        match &row.0 {
+            Kind::Message(message) => [message.from, message.to].map(|id| self.existing.handle(id)),
+            _ => [None; 2],
+        }
+    }
+
+    fn add_row(&mut self, row: TableRow, named: [Option<Handle>; 2]) -> Result<(), RowError> {
         match row.0 {
             Kind::Account(id, account, active) => self.account(id, account, active),
-            Kind::Message(message) => self.message(message),
+            Kind::Message(message) => self.message(message, named),
             Kind::Session(client, session) => self.session(client, session),
             Kind::Reply(request, reply) => self.reply(request, reply),
             Kind::Applied(row) => {
@@ -72,16 +144,24 @@ impl Restore {
         }
     }
 
-    /// Ends the tables and gives the state.
+    /// Ends the tables and gives the state. What is looked up is put together by twos.
     ///
     /// # Errors
     /// What does not fit together.
-    pub fn finish(mut self) -> Result<State, Unfit> {
-        drop(self.known);
+    pub fn finish(mut self, work: &impl AtOnce) -> Result<State, Unfit> {
+        drop(self.existing);
         let State { directory, mailboxes, sessions, .. } = &mut self.state;
         directory.pack();
         sessions.pack();
-        mailboxes.build_lookups(directory).map_err(|orders| same_id(mailboxes, orders))?;
+        let (by_name_and_id, by_account) = work.both(
+            || (directory.names_of_rows(), mailboxes.ids_of_rows()),
+            || mailboxes.accounts_of_rows(directory),
+        );
+        let (names, ids) = by_name_and_id;
+        let names = names.map_err(|later| same_name(directory, later))?;
+        let ids = ids.map_err(|orders| same_id(mailboxes, orders))?;
+        directory.set_names(names);
+        mailboxes.set_lookups(directory, ids, by_account);
         self.state.check_restored().map_err(Unfit::Rows)?;
         Ok(self.state)
     }
@@ -89,16 +169,12 @@ impl Restore {
     fn account(&mut self, id: AccountId, account: Account, active: LogIndex) -> Result<(), RowError> {
         let directory = &mut self.state.directory;
         ensure(directory.accounts.last_key() < Some(id), 0, id, "an id above that of the row before")?;
-        let free = directory.named(&account.name).is_none();
-        ensure(free, 1, &account.name, "a name that no other account has")?;
-        directory.add(id, account, true);
-        directory.note_active(id, active);
-        let handle = directory.handle(id).expect("it was just added");
-        self.known.insert(id, Known { handle, exists: true });
+        let handle = directory.add_row(id, account, active, true);
+        self.existing.accounts.push((id, handle));
         Ok(())
     }
 
-    fn message(&mut self, row: MessageRow) -> Result<(), RowError> {
+    fn message(&mut self, row: MessageRow, named: [Option<Handle>; 2]) -> Result<(), RowError> {
         let State { directory, mailboxes, index, .. } = &mut self.state;
         let MessageRow { id, order, from, to, unix_ms, late, text, delivered } = row;
         let table = if delivered { &mailboxes.delivered } else { &mailboxes.queued };
@@ -106,21 +182,16 @@ impl Restore {
         let free = !delivered || !mailboxes.queued.contains(order);
         ensure(free, 1, order, "an order that no queued message has")?;
         ensure((1..=index.0).contains(&order), 1, order, "an order up to the checkpoint's index")?;
-        let accounts = [from, to].map(|id| self.known.get(&id).copied());
-        let [from_exists, to_exists] = accounts.map(|known| known.is_some_and(|known| known.exists));
         if delivered {
-            let known = from_exists || to_exists;
+            let known = named != [None; 2];
             ensure(known, 3, to, "the sender or the recipient in user_table.csv")?;
         } else {
-            ensure(to_exists, 3, to, "the id of an account in user_table.csv")?;
+            ensure(named[1].is_some(), 3, to, "the id of an account in user_table.csv")?;
         }
-        let mut deleted = |id| {
-            let handle = directory.handle_of_any(id, true);
-            self.known.insert(id, Known { handle, exists: false });
-            handle
-        };
-        let [from, to] = [(accounts[0], from), (accounts[1], to)]
-            .map(|(known, id)| known.map_or_else(|| deleted(id), |known| known.handle));
+        let mut of_deleted =
+            |id| *self.deleted.entry(id).or_insert_with(|| directory.handle_of_any(id, true));
+        let [from, to] = [(named[0], from), (named[1], to)]
+            .map(|(existing, id)| existing.unwrap_or_else(|| of_deleted(id)));
         mailboxes.add_row(order, Message { id, from, to, unix_ms, late, text }, delivered);
         Ok(())
     }
@@ -156,6 +227,14 @@ impl Restore {
         conflicts.add(order, conflict);
         Ok(())
     }
+}
+
+/// Which row says that two accounts have the same name.
+fn same_name(directory: &Directory, later: AccountId) -> Unfit {
+    let before = directory.accounts.iter().take_while(|(id, _)| *id != later).count() as u64;
+    let found = directory.accounts.row(later).map(|row| row.account.name.clone()).unwrap_or_default();
+    let error = RowError::Field { field: 2, found, expected: "a name that no other account has" };
+    Unfit::Row { table: Table::Users, row: before + 1, error }
 }
 
 /// Which row says that two messages have the same id: the later one of the checkpoint.

@@ -206,15 +206,22 @@ impl<V> Block<V> {
 }
 
 impl<K: Numbered, V: Copy> OrderedRows<K, V> {
-    /// Takes rows in ascending order of their keys, and no more space than they need.
-    pub(super) fn from_sorted(rows: &[(K, V)]) -> Self {
-        let blocks = rows.chunk_by(|(a, _), (b, _)| first_of_block(*a) == first_of_block(*b));
-        let blocks = blocks.map(|rows| {
-            let present = rows.iter().fold(0, |bits, (key, _)| bits | Block::<V>::bit(key.number()));
-            let block = Block { present, rows: rows.iter().map(|(_, row)| *row).collect() };
-            (first_of_block(rows[0].0), block)
-        });
-        Self { blocks: blocks.collect(), len: rows.len() }
+    /// Takes rows in ascending order of their keys, and no more space than they need. Rows of different parts differ in more
+    /// than their numbers.
+    pub(super) fn from_sorted(parts: impl Iterator<Item = Vec<(K, V)>>) -> Self {
+        let mut blocks = Vec::new();
+        let mut len = 0;
+        for rows in parts {
+            len += rows.len();
+            blocks.extend(rows.chunk_by(|(a, _), (b, _)| first_of_block(*a) == first_of_block(*b)).map(
+                |rows| {
+                    let present = rows.iter().fold(0, |bits, (key, _)| bits | Block::<V>::bit(key.number()));
+                    let block = Block { present, rows: rows.iter().map(|(_, row)| *row).collect() };
+                    (first_of_block(rows[0].0), block)
+                },
+            ));
+        }
+        Self { blocks: blocks.into_iter().collect(), len }
     }
 }
 
@@ -373,7 +380,8 @@ mod tests {
         let sorted: Vec<_> = map.iter().map(|(key, value)| (*key, *value)).collect();
         let mut packed = rows.clone();
         packed.pack();
-        for mut rows in [rows, packed, OrderedRows::from_sorted(&sorted)] {
+        let parts = sorted.chunk_by(|(a, _), (b, _)| a.with_number(0) == b.with_number(0)).map(<[_]>::to_vec);
+        for mut rows in [rows, packed, OrderedRows::from_sorted(parts)] {
             prop_assert_eq!(Rows::len(&rows), map.len());
             for probe in probes {
                 let after = probe.map(&key);

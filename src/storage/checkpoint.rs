@@ -9,12 +9,12 @@ use std::sync::mpsc::sync_channel;
 use bytes::Bytes;
 
 use super::commit_log::{attempt, copy_part, write_file};
-use super::disk::{Disk, DiskFile, at_once};
+use super::disk::{Disk, DiskFile, Threads};
 use super::error::StorageError;
 use super::lines::{Lines, buffer_for};
 use super::record::{format_views, parse_views};
 use crate::chat::command::{Hex, parse_hash};
-use crate::chat::{Restore, Slice, State, Table, TableRow, Unfit};
+use crate::chat::{AtOnce as _, InTurn, Restore, Slice, State, Table, TableRow, Unfit};
 use crate::config::BATCH_BYTES_MAX;
 use crate::message::{CheckpointResult, CheckpointStep, Installed, Position, ReadResult, ViewTable};
 use crate::row::{Fields, RowError, RowWriter, verify};
@@ -206,24 +206,26 @@ pub(super) fn load<D: Disk>(
     let manifest = Manifest::read(disk, directory)?;
     let mut restore = Restore::new(manifest.position.index, manifest.digest);
     // If reading and adding fail, adding is about the earlier row.
-    if manifest.tables.iter().map(|table| table.rows).sum::<u64>() < ROWS_SMALL_MAX {
+    let state = if manifest.tables.iter().map(|table| table.rows).sum::<u64>() < ROWS_SMALL_MAX {
         let mut batches = Vec::new();
         let read = read_tables(disk, directory, &manifest, |batch| batches.push(batch));
         add_rows(disk, directory, batches, &mut restore, progress)?;
         read?;
+        restore.finish(&InTurn)
     } else {
         let (send, batches) = sync_channel(BATCHES_AHEAD_MAX);
         // Nobody takes them any more after a row that does not fit; that is what will be told.
         let hand_out = move |batch| drop(send.send(batch));
         let (disk_read, manifest) = (disk.clone(), &manifest);
-        let (read, added) = at_once(
+        let (read, added) = Threads.both(
             move || read_tables(&disk_read, directory, manifest, hand_out),
             || add_rows(disk, directory, batches, &mut restore, progress),
         );
         added?;
         read?;
-    }
-    let state = restore.finish().map_err(|unfit| match unfit {
+        restore.finish(&Threads)
+    };
+    let state = state.map_err(|unfit| match unfit {
         Unfit::Row { table, row, error } => {
             let path = disk.display(&format!("{directory}/{}", table.file_name()));
             // The header is line 1.
@@ -286,15 +288,14 @@ fn add_rows<D: Disk>(
 ) -> Result<(), StorageError> {
     let mut count = 0u64;
     for Batch { table, line, rows } in batches {
-        for (line, row) in (line..).zip(rows) {
-            count += 1;
-            if count.is_multiple_of(PROGRESS_ROWS) {
-                progress(format!("read {count} rows of the checkpoint so far"));
-            }
-            restore.add(row).map_err(|error| {
-                let path = disk.display(&format!("{directory}/{}", table.file_name()));
-                StorageError::Row { path, line, error }
-            })?;
+        let before = count / PROGRESS_ROWS;
+        count += rows.len() as u64;
+        restore.add(rows).map_err(|(at, error)| {
+            let path = disk.display(&format!("{directory}/{}", table.file_name()));
+            StorageError::Row { path, line: line + at as u64, error }
+        })?;
+        if count / PROGRESS_ROWS > before {
+            progress(format!("read {count} rows of the checkpoint so far"));
         }
     }
     Ok(())

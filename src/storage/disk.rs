@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::error::StorageError;
+use crate::chat::AtOnce;
 
 /// One directory with everything in it. Paths are relative to it, with `/` between names; the directory itself is
 /// the empty path. Clones are handles of the same directory.
@@ -246,10 +247,15 @@ impl DiskFile for OsFile {
 
 /// Does two things at once, the first on a thread of its own, and waits for both. What they hand to each other must come
 /// in one order only: storage does the same each time.
-pub(super) fn at_once<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
-    thread::scope(|scope| {
-        let first = scope.spawn(first);
-        let second = second();
-        (first.join().unwrap_or_else(|panic| resume_unwind(panic)), second)
-    })
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Threads;
+
+impl AtOnce for Threads {
+    fn both<A: Send, B>(&self, first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
+        thread::scope(|scope| {
+            let first = scope.spawn(first);
+            let second = second();
+            (first.join().unwrap_or_else(|panic| resume_unwind(panic)), second)
+        })
+    }
 }

@@ -9,8 +9,8 @@
 //! - `diverged`: rows that were moved aside, to be proposed again (R2, R7).
 //! - `recovery`: [`open`] puts these together when a server starts.
 //!
-//! **Invariant:** everything here is synchronous and deterministic; nothing reads a clock, starts a thread or knows
-//! the network. After a failed write nothing else is attempted (D2).
+//! **Invariant:** everything here is synchronous and deterministic; nothing reads a clock or knows the network. A large
+//! checkpoint is read by two threads, which do the same each time. After a failed write nothing else is attempted (D2).
 //!
 //! **Invariant:** names change only in an order in which a crash at any point leaves one whole state.
 

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder as _;
 
-use lastword::chat::{Restore, Table, TableRow};
+use lastword::chat::{InTurn, Restore, Table, TableRow};
 use lastword::config::{FRAME_CLIENT_BYTES_MAX, FRAME_PEER_BYTES_MAX};
 use lastword::message::{Entry, Response};
 use lastword::prng::Prng;
@@ -274,9 +274,10 @@ fn table(input: &[u8], _: &mut Prng) -> Verdict {
     for line in lines.split(|&byte| byte == b'\n').skip(1).filter(|line| line.len() > 9) {
         let row = &line[..line.len() - 9];
         let parsed = fields.parse(row, table.header().len()).and_then(|()| TableRow::parse(table, &fields));
-        if let Err(error) = parsed.and_then(|row| restore.add(row)) {
+        let added = parsed.and_then(|row| restore.add(vec![row]).map_err(|(_, error)| error));
+        if let Err(error) = added {
             return tell(&error);
         }
     }
-    if restore.finish().is_ok() { Verdict::Read } else { Verdict::Refused }
+    if restore.finish(&InTurn).is_ok() { Verdict::Read } else { Verdict::Refused }
 }

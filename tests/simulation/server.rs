@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastword::chat::{Restore, State, TableRow};
+use lastword::chat::{InTurn, Restore, State, TableRow};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
     Request, Response, View, Write,
@@ -42,10 +42,10 @@ fn spoil(state: &mut State) -> State {
             let row = verify(line.trim_ascii_end()).expect("a row as it was written");
             fields.parse(row, slice.table.header().len()).expect("its fields");
             let row = TableRow::parse(slice.table, &fields).expect("a row of its table");
-            restore.add(row).expect("what the table is made of");
+            restore.add(vec![row]).expect("what the table is made of");
         }
     }
-    restore.finish().expect("it was whole")
+    restore.finish(&InTurn).expect("it was whole")
 }
 
 /// The id of the server at this place.

@@ -1,6 +1,6 @@
 //! What a checkpoint looks like, and what is wrong with a bad one.
 
-use super::super::{Restore, TableRow};
+use super::super::{InTurn, Restore, TableRow};
 use super::*;
 use crate::row::{Fields, RowWriter};
 
@@ -137,7 +137,6 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
     let cases = [
         (vec![user("x", "alice")], "found \"x\" in field 1, expected an account id"),
         (vec![alice.clone(), alice.clone()], "in field 1, expected an id above that of the row before"),
-        (vec![alice.clone(), user(B, "ALICE")], "found \"ALICE\" in field 2, expected a name that no other"),
         (vec![user(A, "[deleted]")], "found \"[deleted]\" in field 2, expected a name of 1 to 32"),
         (vec![alice.clone(), queued("1-1", 1, A)], "found \"1-1\" in field 1, expected a message id"),
         (vec![alice.clone(), queued(B, 1, B)], "in field 4, expected the id of an account in user_table.csv"),
@@ -192,7 +191,8 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
         for (table, row) in &rows {
             assert_eq!(error, None, "only the last row of {rows:?} is wrong");
             fields.parse(row.as_bytes(), table.header().len()).unwrap();
-            let added = TableRow::parse(*table, &fields).and_then(|row| restore.add(row));
+            let parsed = TableRow::parse(*table, &fields);
+            let added = parsed.and_then(|row| restore.add(vec![row]).map_err(|(_, error)| error));
             error = added.err().map(|error| error.to_string());
         }
         let error = error.unwrap_or_else(|| panic!("{rows:?} was taken"));
@@ -206,15 +206,32 @@ fn more_sessions_than_an_account_may_have_are_refused_at_the_end() {
     let mut fields = Fields::new();
     let mut take = |table: Table, row: &str| {
         fields.parse(row.as_bytes(), table.header().len()).unwrap();
-        restore.add(TableRow::parse(table, &fields).unwrap()).unwrap();
+        restore.add(vec![TableRow::parse(table, &fields).unwrap()]).unwrap();
     };
     take(Table::Users, "0000000000000001-1,alice,p,0000000000000001-1,0,0");
     for client in 1..=33 {
         let token = "00".repeat(32);
         take(Table::Sessions, &format!("{client:016x},0000000000000001-1,{token},0,0,0"));
     }
-    let error = restore.finish().unwrap_err();
+    let error = restore.finish(&InTurn).unwrap_err();
     assert_eq!(error.to_string(), "found 33 sessions of account 0000000000000001-1, expected at most 32");
+}
+
+#[test]
+fn of_two_accounts_with_one_name_the_later_row_is_refused_at_the_end() {
+    let mut restore = Restore::new(LogIndex(10), [0; 32]);
+    let mut fields = Fields::new();
+    let rows = ["1-1,alice", "1-2,Bob", "1-3,Alice", "1-4,bob"].map(|begin| {
+        let row = format!("000000000000000{begin},p,0000000000000001-1,0,0");
+        fields.parse(row.as_bytes(), Table::Users.header().len()).unwrap();
+        TableRow::parse(Table::Users, &fields).unwrap()
+    });
+    restore.add(rows.into()).unwrap();
+    let error = restore.finish(&InTurn).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "row 3 of user_table.csv: found \"Alice\" in field 2, expected a name that no other account has"
+    );
 }
 
 #[test]
@@ -225,13 +242,13 @@ fn of_two_messages_with_one_id_the_later_row_is_refused_at_the_end() {
         let mut fields = Fields::new();
         let mut take = |table: Table, row: &str| {
             fields.parse(row.as_bytes(), table.header().len()).unwrap();
-            restore.add(TableRow::parse(table, &fields).unwrap()).unwrap();
+            restore.add(vec![TableRow::parse(table, &fields).unwrap()]).unwrap();
         };
         take(Table::Users, &format!("{A},alice,p,{A},0,0"));
         for (table, order, number) in messages {
             take(table, &format!("0000000000000001-{number},{order},{A},{A},0,,text"));
         }
-        let error = restore.finish().unwrap_err().to_string();
+        let error = restore.finish(&InTurn).unwrap_err().to_string();
         let suffix = ": found \"0000000000000001-7\" in field 1, expected an id that no other message has";
         error.strip_suffix(suffix).unwrap_or_else(|| panic!("{error}")).to_owned()
     };

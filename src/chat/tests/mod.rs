@@ -159,10 +159,10 @@ fn restore(state: &State, tables: &[(Table, Vec<u8>)]) -> State {
         for line in rows.split_inclusive(|b| *b == b'\n') {
             let row = crate::row::verify(line.strip_suffix(b"\n").unwrap()).unwrap();
             fields.parse(row, table.header().len()).unwrap();
-            restore.add(super::TableRow::parse(*table, &fields).unwrap()).unwrap();
+            restore.add(vec![super::TableRow::parse(*table, &fields).unwrap()]).unwrap();
         }
     }
-    let restored = restore.finish().unwrap();
+    let restored = restore.finish(&super::InTurn).unwrap();
     restored.check_invariants().unwrap();
     restored
 }
