@@ -7,6 +7,7 @@ mod log_model;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lastword::chat::{Slice, Table};
 use lastword::message::HardState;
 use lastword::message::{
     CheckpointResult, CheckpointStep, Installed, Position, ReadResult, Standing, View, Write,
@@ -487,6 +488,36 @@ fn a_checkpoint_of_thousands_of_rows_is_read_whole_and_names_the_line_that_has_r
     let line = format!("queued_messages.csv, line {}: found", lines.len() / 2 + 1);
     assert!(opened.notices[0].contains(&line), "{line}: {:?}", opened.notices);
     check(&opened, &known);
+}
+
+#[test]
+fn a_large_table_is_synced_while_it_is_written_and_a_sync_that_fails_gives_it_up() {
+    const SLICE_BYTES: usize = 256 * 1024;
+    const SLICES: u64 = 16;
+    let (disk, mut opened) = fresh(1);
+    let begin = || CheckpointStep::Begin { position: Position::default(), views: vec![], digest: [0; 32] };
+    let rows =
+        || CheckpointStep::Rows(Slice { table: Table::Queued, rows: vec![b'x'; SLICE_BYTES], count: 1 });
+    let mut step = |step| opened.checkpoints.step(step);
+    assert!(matches!(step(begin()), CheckpointResult::Ok));
+    let before = disk.syncs();
+    let syncs: Vec<u64> = (0..SLICES)
+        .map(|_| {
+            assert!(matches!(step(rows()), CheckpointResult::Ok));
+            disk.syncs() - before
+        })
+        .collect();
+    // Each time a mebibyte is full, and not for each slice.
+    assert_eq!((syncs[2], syncs[3], syncs[6], syncs[7], syncs[15]), (0, 1, 1, 2, 4), "{syncs:?}");
+
+    (0..3).for_each(|_| assert!(matches!(step(rows()), CheckpointResult::Ok)));
+    // The write of the next slice, then the sync.
+    disk.fail_at(disk.calls() + 2);
+    let CheckpointResult::Failed(error) = step(rows()) else { panic!("a failed sync is passed over") };
+    assert!(error.contains("sync") && error.contains("queued_messages.csv"), "{error}");
+    assert!(!disk.exists("checkpoints/writing").unwrap());
+    assert!(matches!(step(rows()), CheckpointResult::Failed(_)), "it was given up");
+    assert!(matches!(step(begin()), CheckpointResult::Ok));
 }
 
 #[test]

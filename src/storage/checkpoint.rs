@@ -39,6 +39,9 @@ const BATCH_ROWS: usize = 1024;
 const BATCHES_AHEAD_MAX: usize = 8;
 /// From so many rows on a second thread is worth its while.
 const ROWS_SMALL_MAX: u64 = 2048;
+/// So many bytes of a table are synced at once, while more are to come: what the system has yet to write when the log is
+/// synced beside it delays whoever waits for an acknowledgement.
+const SYNCED_TOGETHER: u64 = 1024 * 1024;
 /// How many rows lie between two reports of progress.
 const PROGRESS_ROWS: u64 = 500_000;
 
@@ -468,8 +471,12 @@ impl<D: Disk> Checkpoints<D> {
         attempt(&self.disk, "write", &path, file.append(&slice.rows))?;
         hasher.update(&slice.rows);
         let table = &mut writing.manifest.tables[at];
+        let before = table.bytes;
         table.rows += slice.count;
         table.bytes += slice.rows.len() as u64;
+        if table.bytes / SYNCED_TOGETHER > before / SYNCED_TOGETHER {
+            attempt(&self.disk, "sync", &path, file.sync())?;
+        }
         Ok(CheckpointResult::Ok)
     }
 
