@@ -88,7 +88,8 @@ impl<D: Disk> World<D> {
         };
         for at in 0..world.servers.len() {
             for peer in (0..addresses.len()).filter(|peer| *peer != at) {
-                let state = if peer < world.servers.len() { LinkState::Up } else { LinkState::Refused };
+                let refused = LinkState::Refused { begun: Instant::ZERO };
+                let state = if peer < world.servers.len() { LinkState::Up } else { refused };
                 world.handle(at, Event::Link { peer: server_id(peer), state });
             }
         }
@@ -196,8 +197,8 @@ impl<D: Disk> World<D> {
                 encode_response(&mut self.answers, request, &response);
             }
             Effect::Probe { peer } if usize::from(peer.0) > self.servers.len() => {
-                let refused = Event::Link { peer, state: LinkState::Refused };
-                self.servers[at].events.push(refused);
+                let state = LinkState::Refused { begun: self.now };
+                self.servers[at].events.push(Event::Link { peer, state });
             }
             Effect::Hash { id, job, .. } => self.hash(at, id, &job),
             Effect::Exit(exit) => self.servers[at].exit = Some(exit),

@@ -29,7 +29,7 @@ impl Replica {
         self.suspected_since = None;
         self.awaited = None;
         self.provisional.clear();
-        self.primary_heard = self.now;
+        self.primary_heard = None;
         self.fetch_asked = None;
         self.become_role(Role::Backup);
         let (primary, number) = (self.view.primary(), self.view.number);
@@ -58,7 +58,7 @@ impl Replica {
         if !matches!(self.role, Role::Backup) {
             return debug!(%from, "ignored: entries while no backup");
         }
-        self.primary_heard = self.now;
+        self.hear_primary();
         match self.append_from_peer(previous, entries) {
             Ok(()) if removed!("N7-commit") => self.commit_through(self.log.last().index),
             Ok(()) => self.commit_through(commit),
@@ -124,11 +124,23 @@ impl Replica {
         if pulse.view != self.view.number || !leads {
             return;
         }
-        self.primary_heard = self.now;
+        self.hear_primary();
         if self.hard.promised == self.view.number {
             self.commit_through(pulse.commit);
             if pulse.last > self.log.last().index {
                 self.fetch_from_primary();
+            }
+        }
+    }
+
+    /// The primary leads the installed view, so that is active: every member has installed it (V8).
+    fn hear_primary(&mut self) {
+        if self.primary_heard.replace(self.now).is_some() {
+            return;
+        }
+        for member in &self.view.members {
+            if let Some(peer) = self.peers.get_mut(&member.server) {
+                peer.note_active(member.incarnation, self.promise_told);
             }
         }
     }
@@ -147,7 +159,7 @@ impl Replica {
         match &self.role {
             // The primary lives, but leads no more: whoever it yielded to has not come forward.
             Role::Backup
-                if self.now.since(self.primary_heard) >= SUSPICION * 2
+                if self.now.since(self.primary_heard.unwrap_or(self.role_since)) >= SUSPICION * 2
                     && !self.is_dead(self.view.primary()) =>
             {
                 self.become_waiting();

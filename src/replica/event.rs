@@ -7,6 +7,7 @@ use crate::message::{
     CheckpointResult, CheckpointStep, Entry, PeerMessage, Position, Push, Read, ReadResult, Request,
     Response, Write,
 };
+use crate::time::Instant;
 use crate::types::{ClusterId, ConnectionId, LogIndex, ServerId, WriteId};
 
 /// The role a server was given on its command line; it matters in an empty directory only.
@@ -47,7 +48,10 @@ pub enum LinkState {
     /// An established link has ended: suspicion only (V11).
     Closed,
     /// A fresh connection was refused: the host answers, and no process listens (V11).
-    Refused,
+    Refused {
+        /// When the attempt was begun, by the clock of whoever tells.
+        begun: Instant,
+    },
     /// A fresh connection was not answered within the suspicion timeout, or the host can't be reached.
     Silent,
 }

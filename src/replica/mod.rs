@@ -107,8 +107,8 @@ pub struct Replica {
     awaited: Option<authority::Awaited>,
 
     requests: Requests,
-    /// As a backup: when the primary was last heard to lead, and when missing entries were last asked for.
-    primary_heard: Instant,
+    /// As a backup: when the primary was last heard to lead this view, and when missing entries were last asked for.
+    primary_heard: Option<Instant>,
     fetch_asked: Option<Instant>,
     /// As a backup: what was last acknowledged, and in which view.
     acknowledged: (ViewNumber, LogIndex),
@@ -233,7 +233,7 @@ impl Replica {
             provisional: BTreeSet::new(),
             awaited: None,
             requests: Requests::default(),
-            primary_heard: now,
+            primary_heard: None,
             fetch_asked: None,
             acknowledged: (ViewNumber::NONE, LogIndex::ZERO),
             batch: Vec::new(),

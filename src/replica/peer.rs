@@ -19,8 +19,8 @@ pub(super) struct Peer {
     refused_since: Option<Instant>,
     /// The same before the present connection: if a new life answers on it, the old one ended no later.
     refused_before: Option<Instant>,
-    /// When a view named its present life, if nothing was heard of that life from itself yet.
-    named_at: Option<Instant>,
+    /// When its present life was first heard of. A refused connect that was begun before may be about an earlier one.
+    life_known: Instant,
     /// When it last answered; at first, when this process started to ask, or when a view named its present life. What it
     /// says unasked does not count: whoever can't be reached is as good as silent, and knows it, for its own heartbeats
     /// come back unanswered (V2).
@@ -63,7 +63,7 @@ impl Peer {
         Self {
             refused_since: None,
             refused_before: None,
-            named_at: None,
+            life_known: now,
             answered_at: now,
             answered: false,
             incarnation,
@@ -82,8 +82,8 @@ impl Peer {
         match state {
             LinkState::Up if removed!("V11-void") => {}
             LinkState::Up => self.refused_before = self.refused_since.take().or(self.refused_before),
-            LinkState::Refused if self.named_at.is_some_and(|at| now.since(at) < SUSPICION) => {}
-            LinkState::Refused => {
+            LinkState::Refused { begun } if begun < self.life_known && !removed!("V11-begun") => {}
+            LinkState::Refused { .. } => {
                 self.refused_since.get_or_insert(now);
             }
             LinkState::Closed if removed!("V11-reset") => {
@@ -138,7 +138,7 @@ impl Peer {
         if pulse.incarnation != self.incarnation {
             self.begin_life(now, pulse.incarnation);
         }
-        (self.refused_before, self.named_at) = (None, None);
+        self.refused_before = None;
         if pulse.leaving {
             self.leaving_since.get_or_insert(now);
         }
@@ -146,13 +146,23 @@ impl Peer {
         true
     }
 
-    /// A view names it: if that is a later life than the one known, it lived when it was taken in, whoever saw it. What
-    /// is known of the earlier life is no evidence against this one, and nor is a refusal for which it came too late: a
-    /// connect takes no longer than the suspicion timeout (V11).
+    /// A view that this server installs names it: it lived when it was taken in, whoever asked it, and has as long to answer
+    /// as if it had just done so. What is known of an earlier life is no evidence against this one (V11).
     pub(super) fn on_named(&mut self, now: Instant, incarnation: Incarnation) {
         if incarnation > self.incarnation && !removed!("V11-life") {
             self.begin_life(now, incarnation);
-            (self.named_at, self.answered_at, self.pulse) = (Some(now), now, None);
+            self.pulse = None;
+        }
+        if incarnation >= self.incarnation && !removed!("V11-named") {
+            self.answered_at = now;
+        }
+    }
+
+    /// A view is active in which it is named beside this server, which promised that view at `told`: it has installed the
+    /// view since, and does not drop this server before the suspicion timeout has passed (V2, V8).
+    pub(super) fn note_active(&mut self, incarnation: Incarnation, told: Instant) {
+        if incarnation == self.incarnation && !removed!("V2-active") {
+            self.round_trip = self.round_trip.max(Some(told));
         }
     }
 
@@ -161,7 +171,7 @@ impl Peer {
         let ended = self.refused_since.take().or(self.refused_before.take()).unwrap_or(now);
         let (earlier, round_trip) = (self.incarnation, self.round_trip.take());
         self.last_life = Some(PastLife { incarnation: earlier, round_trip, ended });
-        self.incarnation = incarnation;
+        (self.incarnation, self.life_known) = (incarnation, now);
         self.awaited.clear();
         self.leaving_since = None;
         self.fetched = None;
@@ -184,8 +194,7 @@ impl Peer {
 
     /// V2: whether a heartbeat round trip begun by this server stands so close before the end of the life
     /// `incarnation` (or, if that still lives, before now) that this server can't have been dropped by it unawares, if
-    /// it drops only those who have not answered for as long as `silence`. In a view that is as young as that none may
-    /// have been finished yet: any sign of that life counts, be it that the view names it.
+    /// it drops only those who have not answered for as long as `silence`.
     pub(super) fn was_in_touch(
         &self,
         now: Instant,
@@ -196,18 +205,17 @@ impl Peer {
         if removed!("V2-in-touch") {
             return true;
         }
-        let round_trip = self.round_trip.or(Some(self.answered_at));
         let (begun, end) = if self.incarnation > incarnation {
             let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
                 return false;
             };
             (life.round_trip, Some(life.ended))
         } else if self.refused_since.is_some() {
-            (round_trip, self.refused_since)
+            (self.round_trip, self.refused_since)
         } else if is_silent {
-            (round_trip, Some(self.answered_at))
+            (self.round_trip, Some(self.answered_at))
         } else {
-            (round_trip, Some(now))
+            (self.round_trip, Some(now))
         };
         let age_max = silence - SUSPICION / 2;
         matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= age_max)
@@ -222,16 +230,17 @@ mod tests {
     fn a_refusal_of_a_connect_that_was_begun_before_the_present_life_is_no_evidence_against_it() {
         let mut now = Instant::ZERO;
         let mut peer = Peer::new(now, Incarnation(1));
-        peer.on_link(now, LinkState::Refused);
+        peer.on_link(now, LinkState::Refused { begun: now });
         assert!(peer.is_refused());
         now = now + SUSPICION * 9;
         peer.on_named(now, Incarnation(1));
         assert!(peer.is_refused(), "it is no other life");
         peer.on_named(now, Incarnation(2));
         assert!(!peer.is_refused() && !peer.is_silent_for(now, SUSPICION));
-        peer.on_link(now + SUSPICION / 2, LinkState::Refused);
-        assert!(!peer.is_refused(), "the connect may have been begun earlier");
-        peer.on_link(now + SUSPICION, LinkState::Refused);
+        let later = now + Duration::from_millis(1);
+        peer.on_link(later, LinkState::Refused { begun: now - Duration::from_millis(1) });
+        assert!(!peer.is_refused(), "it was begun too early");
+        peer.on_link(later, LinkState::Refused { begun: now });
         assert!(peer.is_refused());
     }
 }

@@ -266,7 +266,7 @@ impl Driver {
         let shell = Arc::clone(&self.shell);
         let ups = self.peers.links(peer).ups();
         tokio::spawn(async move {
-            if let Some(state) = probe(shell.address_of(peer)).await {
+            if let Some(state) = probe(&shell, peer).await {
                 let _ = shell.inner.send(Input::Peer(peer, PeerInput::Probed(ups, state))).await;
             }
         });

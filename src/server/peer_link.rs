@@ -48,12 +48,17 @@ const _: () = assert!(USER_TIMEOUT.as_millis() > SUSPICION.as_millis());
 const _: () = assert!(OUTGOING_PEER_BYTES_MAX >= 2 * FRAME_PEER_BYTES_MAX);
 
 /// Connects to a peer, and tells how that went if it did not work (V11).
-async fn connect(address: &(String, u16)) -> Result<TcpStream, LinkState> {
-    match timeout(SUSPICION, connect_undisturbed(address)).await {
+async fn connect(shell: &Shell, peer: ServerId) -> Result<TcpStream, LinkState> {
+    let begun = shell.now();
+    match timeout(SUSPICION, connect_undisturbed(shell.address_of(peer))).await {
         // A socket that looks for a free port for itself may pick the very one it connects to: nobody listens there.
-        Ok(Ok(stream)) if stream.local_addr().ok() == stream.peer_addr().ok() => Err(LinkState::Refused),
+        Ok(Ok(stream)) if stream.local_addr().ok() == stream.peer_addr().ok() => {
+            Err(LinkState::Refused { begun })
+        }
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(LinkState::Refused),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(LinkState::Refused { begun })
+        }
         Ok(Err(_)) | Err(_) => Err(LinkState::Silent),
     }
 }
@@ -70,8 +75,8 @@ async fn connect_undisturbed((host, port): &(String, u16)) -> io::Result<TcpStre
 }
 
 /// Connects once more, to see whether a process listens there (V11). None: one does.
-pub(super) async fn probe(address: &(String, u16)) -> Option<LinkState> {
-    connect(address).await.err()
+pub(super) async fn probe(shell: &Shell, peer: ServerId) -> Option<LinkState> {
+    connect(shell, peer).await.err()
 }
 
 /// Without it a dead host is noticed later, nothing more: a system that refuses it is no reason to stop.
@@ -97,10 +102,9 @@ enum Again {
 }
 
 async fn connect_again_and_again(shell: &Shell, peer: ServerId) {
-    let address = shell.address_of(peer);
     let mut soon = RETRY_SOON;
     loop {
-        let again = match connect(address).await {
+        let again = match connect(shell, peer).await {
             Ok(stream) => open_and_run(shell, peer, stream).await,
             Err(state) => {
                 shell.tell_peer(peer, PeerInput::NotConnected(state)).await;

@@ -166,6 +166,7 @@ impl Peers {
 mod tests {
     use super::*;
     use crate::server::outgoing::tests::connected;
+    use crate::time::Instant;
 
     async fn outgoing() -> Arc<Outgoing> {
         connected(1000).await.0
@@ -220,7 +221,7 @@ mod tests {
         let mut links = PeerLinks::default();
         let before = links.ups();
         links.on_input(PeerInput::OutgoingUp(outgoing().await));
-        let refused = LinkState::Refused;
+        let refused = LinkState::Refused { begun: Instant::ZERO };
         assert_eq!(links.on_input(PeerInput::Probed(before, refused)), PeerNews::Nothing);
         assert_eq!(links.on_input(PeerInput::Probed(links.ups(), refused)), PeerNews::Link(refused));
     }

@@ -21,7 +21,10 @@ pub(crate) enum Attempt {
     /// Connected to this process.
     Up { peer_life: Life },
     /// The host answers, and no process listens.
-    Refused,
+    Refused {
+        /// When it was begun, by the clock of the server that did.
+        begun: Instant,
+    },
     /// No answer in time.
     Silent,
 }
@@ -305,13 +308,21 @@ impl World {
         let link = self.network.link(owner, peer);
         link.attempts += 1;
         let number = link.attempts;
-        self.queue.push(arrival, Action::Connect { owner, owner_life, peer, number });
+        let begun = self.servers[owner].clock.monotonic(self.now);
+        self.queue.push(arrival, Action::Connect { owner, owner_life, peer, number, begun });
         let attempt = Attempt::Silent;
         self.after(SUSPICION, Action::Connected { owner, owner_life, peer, number, attempt });
     }
 
     /// An attempt reaches the other host. A host without power and a paused process do not answer.
-    pub(crate) fn on_connect(&mut self, owner: usize, owner_life: Life, peer: usize, number: u64) {
+    pub(crate) fn on_connect(
+        &mut self,
+        owner: usize,
+        owner_life: Life,
+        peer: usize,
+        number: u64,
+        begun: Instant,
+    ) {
         if self.network.is_blocked_between(owner, peer)
             || !self.servers[peer].powered
             || self.servers[peer].paused
@@ -320,9 +331,9 @@ impl World {
         }
         let attempt = match self.servers[peer].life() {
             Some(peer_life) => Attempt::Up { peer_life },
-            None => Attempt::Refused,
+            None => Attempt::Refused { begun },
         };
-        let ways = if attempt == Attempt::Refused { 1 } else { 3 };
+        let ways = if matches!(attempt, Attempt::Refused { .. }) { 1 } else { 3 };
         let delay: Duration = (0..ways).map(|_| self.delay()).sum();
         let back = self.network.path(peer, owner).opens(self.now) + delay;
         let link = self.network.link(owner, peer);
@@ -342,7 +353,7 @@ impl World {
         let established = link.peer_life != 0;
         let state = match attempt {
             Attempt::Up { .. } => LinkState::Up,
-            Attempt::Refused => LinkState::Refused,
+            Attempt::Refused { begun } => LinkState::Refused { begun },
             Attempt::Silent => LinkState::Silent,
         };
         if let (false, Attempt::Up { peer_life }) = (established, attempt) {

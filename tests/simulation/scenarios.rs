@@ -248,6 +248,53 @@ fn a_member_that_was_refused_before_it_was_taken_in_is_not_taken_for_dead() {
     }
 }
 
+/// V11: nor does a connect that it refused, if the answer has been on its way since before the new life was known.
+#[test]
+fn a_refusal_that_is_older_than_the_life_it_is_held_against_proves_nothing() {
+    for seed in 0..24 {
+        let mut world = running_world(seed);
+        let first = await_leader(&mut world);
+        let [second, third] = [(first + 1) % 3, (first + 2) % 3];
+        world.crash(third, Death::Kill);
+        await_dropped(&mut world, third);
+        let opens = world.now + Duration::from_millis(400);
+        world.network.stall(third, second, opens);
+        world.run_for(Duration::from_millis(100));
+        world.start(third);
+        await_whole(&mut world);
+        assert!(world.now < opens, "seed {seed}: the refusal has arrived already");
+        world.run_for(opens.since(world.now) - Duration::from_millis(5 * seed));
+        world.crash(first, Death::Kill);
+        let is_alone =
+            |world: &mut World| leader(world).is_some_and(|at| installed_view(world, at).members.len() == 1);
+        assert!(
+            !world.run_until(Duration::from_millis(300), is_alone),
+            "seed {seed}: alone, though another lives"
+        );
+    }
+}
+
+/// V2, V11: whoever was taken in before a word of a third server had reached it goes on without the two others if they
+/// crash just then. Seen with real processes: the third one connects anew only after a while.
+#[test]
+fn a_server_taken_in_before_it_heard_a_third_one_goes_on_when_both_others_crash() {
+    for (seed, death) in (0..24).zip([Death::Kill, Death::PowerLoss].into_iter().cycle()) {
+        let mut world = running_world(seed);
+        let first = await_leader(&mut world);
+        let [second, third] = [(first + 1) % 3, (first + 2) % 3];
+        send(&mut world, ALICE, BOB, "before");
+        world.crash(third, Death::Kill);
+        await_dropped(&mut world, third);
+        world.network.mute(second, third);
+        world.start(third);
+        await_whole(&mut world);
+        world.run_for(Duration::from_millis(5 * seed));
+        [first, second].into_iter().for_each(|at| world.crash(at, death));
+        assert_eq!(await_leader(&mut world), third, "seed {seed}, {death:?}");
+        assert_eq!(read(&mut world, BOB), ["before"], "seed {seed}, {death:?}");
+    }
+}
+
 fn crash_all_and_restart(death: Death) {
     for seed in 0..15 {
         let mut world = running_world(seed);

@@ -790,7 +790,7 @@ fn event_word(event: &Event) -> u64 {
             let state = match state {
                 LinkState::Up => 0,
                 LinkState::Closed => 1,
-                LinkState::Refused => 2,
+                LinkState::Refused { .. } => 2,
                 LinkState::Silent => 3,
             };
             4 | u64::from(peer.0) << 4 | state << 8

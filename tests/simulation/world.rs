@@ -33,7 +33,7 @@ pub(crate) enum Action {
     /// A peer's message arrives.
     Peer { from: usize, to: usize, to_life: Life, generation: u64, message: Box<PeerMessage> },
     /// A connection attempt reaches its target.
-    Connect { owner: usize, owner_life: Life, peer: usize, number: u64 },
+    Connect { owner: usize, owner_life: Life, peer: usize, number: u64, begun: Instant },
     /// The outcome of a connection attempt is known to who made it.
     Connected { owner: usize, owner_life: Life, peer: usize, number: u64, attempt: Attempt },
     /// The end of an established connection is noticed by who made it.
@@ -257,8 +257,8 @@ impl World {
             Action::Peer { from, to, generation, message, .. } => {
                 self.on_peer_message(from, to, generation, *message);
             }
-            Action::Connect { owner, owner_life, peer, number } => {
-                self.on_connect(owner, owner_life, peer, number)
+            Action::Connect { owner, owner_life, peer, number, begun } => {
+                self.on_connect(owner, owner_life, peer, number, begun);
             }
             Action::Connected { owner, peer, number, attempt, .. } => {
                 self.on_connected(owner, peer, number, attempt);
