@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as SystemInstant};
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -124,6 +124,8 @@ struct Shell {
     started: SystemInstant,
     connections: Arc<AtomicU64>,
     links: AtomicU64,
+    /// By server: each time it has connected to this one, and proved itself.
+    connected: Vec<Notify>,
     open_connections: AtomicUsize,
     connections_max: usize,
     /// When each complaint was last said: about whom, and what kind of complaint.
@@ -152,6 +154,10 @@ impl Shell {
 
     fn address_of(&self, server: ServerId) -> &(String, u16) {
         &self.addresses[usize::from(server.0) - 1]
+    }
+
+    fn connected(&self, server: ServerId) -> &Notify {
+        &self.connected[usize::from(server.0) - 1]
     }
 
     fn next_connection(&self) -> ConnectionId {
@@ -288,17 +294,18 @@ impl Life {
         Ok(Shell {
             key,
             me: self.options.me,
-            names,
             addresses,
             inner,
             clients,
             started: self.started,
             connections: Arc::clone(&self.connections),
             links: AtomicU64::new(0),
+            connected: names.iter().map(|_| Notify::new()).collect(),
             open_connections: AtomicUsize::new(0),
             connections_max: self.options.connections_max,
             complaints: Mutex::new(HashMap::new()),
             ended: CancellationToken::new(),
+            names,
         })
     }
 }

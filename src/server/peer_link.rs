@@ -117,7 +117,11 @@ async fn connect_again_and_again(shell: &Shell, peer: ServerId) {
                 sleep(soon).await;
                 soon = (soon * 2).min(RETRY);
             }
-            Again::After(wait) => sleep(wait.mul_f64(rand::random_range(0.75..1.25))).await,
+            Again::After(wait) => {
+                // Whoever connects to this server listens again, most likely: both ways come up together.
+                let wait = wait.mul_f64(rand::random_range(0.75..1.25));
+                let _ = timeout(wait, shell.connected(peer).notified()).await;
+            }
         }
     }
 }
@@ -232,6 +236,7 @@ pub(super) async fn accept(
         Ok(Err((_, Failure::Connection))) | Err(_) => return,
     };
     drop(place);
+    shell.connected(peer).notify_one();
     receive(shell, &mut reader, peer).await;
 }
 
