@@ -22,7 +22,7 @@ pub(super) struct Ballot<'a> {
     pub(super) reports: &'a BTreeMap<ServerId, Report>,
     /// The highest incarnation known of each server.
     pub(super) incarnations: &'a BTreeMap<ServerId, Incarnation>,
-    /// The cold start has waited long enough: go on with everyone who answers, provisionally.
+    /// It was waited for long enough, after a cold start or by a survivor: go on with everyone who answers, provisionally.
     pub(super) waited: bool,
 }
 

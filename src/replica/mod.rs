@@ -80,8 +80,8 @@ pub struct Replica {
     peers: BTreeMap<ServerId, Peer>,
     role: Role,
     role_since: Instant,
-    /// Since when this server has neither led nor followed.
-    viewless_since: Instant,
+    /// Since when this server has neither led nor followed one that leads; none while it does.
+    viewless_since: Option<Instant>,
     /// The cluster that this server creates is not yet on its disk: nobody may hear of it.
     creating: bool,
     /// Servers that belong to another cluster, as far as they said last; and those that were complained about.
@@ -219,7 +219,7 @@ impl Replica {
             peers,
             role: Role::Starting,
             role_since: now,
-            viewless_since: now,
+            viewless_since: Some(now),
             creating: false,
             elsewhere: BTreeSet::new(),
             foreign: BTreeSet::new(),
@@ -606,8 +606,10 @@ impl Replica {
 
     fn become_role(&mut self, role: Role) {
         let between = |role: &Role| matches!(role, Role::Starting | Role::Waiting | Role::Candidate(_));
-        if !between(&self.role) {
-            self.viewless_since = self.now;
+        if between(&role) {
+            self.viewless_since.get_or_insert(self.now);
+        } else {
+            self.viewless_since = None;
         }
         self.role = role;
         self.role_since = self.now;
@@ -647,12 +649,16 @@ impl Replica {
         // A new life is taken note of first: its answer is no contact with the old one.
         self.on_pulse(from, pulse.clone());
         let hears = pulse.answered || removed!("V2-answered");
-        let (now, counts) = (self.now, hears && pulse.view <= self.view.number);
+        let (now, counts) = (self.now, hears && (pulse.view <= self.view.number || pulse.member));
+        let before_promised = pulse.view < self.hard.promised;
         let peer = self.peers.get_mut(&from).expect("a configured server");
         if pulse.incarnation != peer.incarnation {
             return;
         }
         if let Some(begun) = peer.end_heartbeat(now, nonce, counts) {
+            if before_promised && !removed!("V2-before") {
+                peer.before_promised = Some(begun);
+            }
             self.veto_probed(from, begun, &pulse);
         }
     }

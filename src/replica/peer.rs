@@ -37,6 +37,8 @@ pub(super) struct Peer {
     awaited: VecDeque<(u64, Instant)>,
     /// When the last heartbeat that was answered was begun.
     round_trip: Option<Instant>,
+    /// When the last heartbeat was begun that it answered in an earlier view than this server had promised.
+    pub(super) before_promised: Option<Instant>,
     /// Since when it has said that it is about to stop.
     leaving_since: Option<Instant>,
     /// As a learner: the end of its log when it last fetched, and when that was (T4).
@@ -71,6 +73,7 @@ impl Peer {
             pulse: None,
             awaited: VecDeque::new(),
             round_trip: None,
+            before_promised: None,
             leaving_since: None,
             fetched: None,
             banned: None,
@@ -158,11 +161,12 @@ impl Peer {
         }
     }
 
-    /// A view is active in which it is named beside this server, which promised that view at `told`: it has installed the
-    /// view since, and does not drop this server before the suspicion timeout has passed (V2, V8).
+    /// A view is active in which it is named beside this server, and which this server promised at `told`. It has installed
+    /// the view after that, and after all that it said in an earlier one, and does not drop this server before the
+    /// suspicion timeout has passed (V2, V8).
     pub(super) fn note_active(&mut self, incarnation: Incarnation, told: Instant) {
         if incarnation == self.incarnation && !removed!("V2-active") {
-            self.round_trip = self.round_trip.max(Some(told));
+            self.round_trip = self.round_trip.max(self.before_promised).max(Some(told));
         }
     }
 
@@ -173,6 +177,7 @@ impl Peer {
         self.last_life = Some(PastLife { incarnation: earlier, round_trip, ended });
         (self.incarnation, self.life_known) = (incarnation, now);
         self.awaited.clear();
+        self.before_promised = None;
         self.leaving_since = None;
         self.fetched = None;
     }

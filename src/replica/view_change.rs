@@ -126,9 +126,13 @@ impl Replica {
         if !self.wants_view_change() {
             self.suspected_since = None;
             self.pre_vote = None;
+            if !matches!(self.role, Role::Waiting) {
+                self.viewless_since = None;
+            }
             return;
         }
         self.suspected_since.get_or_insert(self.now);
+        self.viewless_since.get_or_insert(self.now);
         if self.pre_vote.is_some() {
             self.check_pre_vote();
         } else if self.attempt_due().is_some_and(|due| due <= self.now) {
@@ -307,9 +311,8 @@ impl Replica {
         reports: &BTreeMap<ServerId, Report>,
         dead: &BTreeSet<ServerId>,
     ) -> Result<Formation, Awaited> {
-        let viewless = self.now.since(self.viewless_since);
+        let viewless = self.viewless_since.map_or(Duration::ZERO, |since| self.now.since(since));
         let waited = self.config.cold_wait.is_some_and(|wait| viewless >= wait) || removed!("V5-waited");
-        let waited = !self.whole_life && waited;
         let mut incarnations: BTreeMap<ServerId, Incarnation> =
             self.peers.iter().map(|(id, peer)| (*id, peer.incarnation)).collect();
         incarnations.insert(self.me, self.hard.incarnation);

@@ -471,6 +471,35 @@ fn after_a_while_a_cold_start_goes_on_without_the_last_to_fail_and_its_return_br
     }
 }
 
+/// V2, V5: nor does a survivor wait for ever that had lost touch with the others before they crashed: a restart would help
+/// it, so it needs none.
+#[test]
+fn after_a_while_a_survivor_that_had_lost_touch_goes_on_too() {
+    const WAIT: Duration = Duration::from_secs(15);
+    for seed in 0..9 {
+        let mut world = world_of_three_with(seed, Swarm { cold_wait: Some(WAIT), ..Swarm::calm() });
+        let mut sent = vec![Vec::new(); 3];
+        send_around(&mut world, &[ALICE, BOB, CAROL], "before", &mut sent);
+        let survivor = usize::try_from(seed % 3).expect("small");
+        let others: Vec<usize> = (0..3).filter(|&at| at != survivor).collect();
+        let until = world.now + Duration::from_millis(420);
+        for &other in &others {
+            world.network.stall(other, survivor, until);
+            world.network.stall(survivor, other, until);
+        }
+        world.run_for(Duration::from_millis(400));
+        others.iter().for_each(|&at| world.crash(at, Death::Kill));
+        world.run_for(WAIT - Duration::from_secs(2));
+        assert!(!serves(&world, survivor), "seed {seed}: it did not wait; {}", describe(&world));
+        let leads = |world: &mut World| serves(world, survivor);
+        assert!(world.run_until(Duration::from_secs(10), leads), "seed {seed}: {}", describe(&world));
+        assert!(describe(&world).contains("provisional"), "{}", describe(&world));
+        send_around(&mut world, &[ALICE, BOB, CAROL], "without the others", &mut sent);
+        check_all(&mut world, &sent);
+        assert!(!describe(&world).contains("provisional"), "{}", describe(&world));
+    }
+}
+
 /// V1: it has the rows of a view that it has neither promised nor installed, and its own is a later one all the same.
 #[test]
 fn a_cold_start_on_rows_that_were_only_learnt_begins_a_view_above_theirs() {
