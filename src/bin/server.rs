@@ -66,8 +66,8 @@ struct Serve {
     /// Which entry of the cluster list this server is, if its address does not tell.
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// After so many seconds a start from disk goes on with everyone who answers; what a missing server knew comes
-    /// back with it. `never`: wait for all who may know more.
+    /// After so many seconds without a primary a server goes on with everyone who answers; what a missing one knew
+    /// comes back with it. `never`: wait for all who may know more.
     #[arg(long, value_name = "S", default_value = "15", value_parser = cold_wait)]
     cold_wait: ColdWait,
     /// Refuse to write while fewer servers hold copies.
