@@ -139,6 +139,15 @@ impl Swarm {
         }
     }
 
+    /// As much happens, in ten times as long: what is due after seconds or minutes of quiet comes about between two
+    /// faults, be it the return of a member that was too slow (N9), a checkpoint, or the end of a cold start's patience.
+    fn slow_down(&mut self) {
+        const FACTOR: u32 = 10;
+        for time in [&mut self.duration, &mut self.think, &mut self.fault_interval, &mut self.down_max] {
+            *time *= FACTOR;
+        }
+    }
+
     /// What this seed draws.
     pub(crate) fn draw(prng: &mut Prng) -> Self {
         let delay_max_us =
@@ -199,6 +208,9 @@ impl Swarm {
         };
         if prng.chance(1, 5) || std::env::var_os("SIM_SPLITS").is_some() {
             (swarm.partitions, swarm.splits) = (true, true);
+        }
+        if prng.chance(1, 4) {
+            swarm.slow_down();
         }
         swarm
     }
