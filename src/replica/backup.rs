@@ -140,7 +140,7 @@ impl Replica {
         }
         for member in &self.view.members {
             if let Some(peer) = self.peers.get_mut(&member.server) {
-                peer.note_active(member.incarnation, self.promise_told);
+                peer.note_active(member.incarnation, self.promise_asked);
             }
         }
     }

@@ -93,8 +93,8 @@ pub struct Replica {
     probing: Vec<(ServerId, u64, Instant)>,
     /// Since when a view change has seemed due.
     suspected_since: Option<Instant>,
-    /// When the last promise was told to its candidate.
-    promise_told: Instant,
+    /// When this server was asked for its last promise. The candidate begins the view later: it waits for the answer.
+    promise_asked: Instant,
     /// No attempt before this (V12), and how many have failed in a row.
     backoff: (Instant, u32),
     /// The highest counter heard of in refusals and heartbeats.
@@ -226,7 +226,7 @@ impl Replica {
             pre_vote: None,
             probing: Vec::new(),
             suspected_since: None,
-            promise_told: now,
+            promise_asked: now,
             backoff: (now, 0),
             counter_heard: 0,
             whole_life: false,

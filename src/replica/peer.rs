@@ -161,12 +161,12 @@ impl Peer {
         }
     }
 
-    /// A view is active in which it is named beside this server, and which this server promised at `told`. It has installed
-    /// the view after that, and after all that it said in an earlier one, and does not drop this server before the
-    /// suspicion timeout has passed (V2, V8).
-    pub(super) fn note_active(&mut self, incarnation: Incarnation, told: Instant) {
+    /// A view is active in which it is named beside this server, and which this server was asked for at `asked`. It has
+    /// installed the view after that, and after all that it said in an earlier one, and does not drop this server before
+    /// the suspicion timeout has passed (V2, V8).
+    pub(super) fn note_active(&mut self, incarnation: Incarnation, asked: Instant) {
         if incarnation == self.incarnation && !removed!("V2-active") {
-            self.round_trip = self.round_trip.max(self.before_promised).max(Some(told));
+            self.round_trip = self.round_trip.max(self.before_promised).max(Some(asked));
         }
     }
 

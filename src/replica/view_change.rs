@@ -394,6 +394,7 @@ impl Replica {
         let mut report = self.report();
         let insists = self.hard.promised.proposer == number.proposer;
         self.promise(number);
+        self.promise_asked = self.now;
         report.promised = number;
         if !matches!(self.role, Role::Waiting) {
             self.become_waiting();
@@ -423,7 +424,6 @@ impl Replica {
 
     pub(super) fn tell_promise(&mut self, to: ServerId, number: ViewNumber) {
         if self.hard.promised == number {
-            self.promise_told = self.now;
             let report = self.report();
             self.send(to, PeerMessage::Promise { number, report });
         }
@@ -803,7 +803,7 @@ impl Replica {
         }
         installing.writing = true;
         let view = installing.view.clone();
-        self.peers.get_mut(&leader).expect("a configured server").note_round_trip(now, self.promise_told);
+        self.peers.get_mut(&leader).expect("a configured server").note_round_trip(now, self.promise_asked);
         let id = self.write_view(view);
         if removed!("V7-persist") {
             return self.on_installed(leader, number);
