@@ -135,12 +135,12 @@ impl Replica {
 
     /// The primary leads the installed view, so that is active: every member has installed it (V8).
     fn hear_primary(&mut self) {
-        if self.primary_heard.replace(self.now).is_some() {
+        if self.primary_heard.replace(self.now).is_some() || removed!("V2-active") {
             return;
         }
         for member in &self.view.members {
             if let Some(peer) = self.peers.get_mut(&member.server) {
-                peer.note_active(member.incarnation, self.promise_asked);
+                peer.note_installed(member.incarnation, self.promise_asked);
             }
         }
     }

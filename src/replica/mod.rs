@@ -649,15 +649,16 @@ impl Replica {
         // A new life is taken note of first: its answer is no contact with the old one.
         self.on_pulse(from, pulse.clone());
         let hears = pulse.answered || removed!("V2-answered");
-        let (now, counts) = (self.now, hears && (pulse.view <= self.view.number || pulse.member));
-        let before_promised = pulse.view < self.hard.promised;
+        let (now, counts) = (self.now, hears && pulse.view <= self.view.number);
+        let promised = self.hard.promised;
+        let shows = pulse.view < promised || pulse.view == promised && pulse.member && hears;
         let peer = self.peers.get_mut(&from).expect("a configured server");
         if pulse.incarnation != peer.incarnation {
             return;
         }
         if let Some(begun) = peer.end_heartbeat(now, nonce, counts) {
-            if before_promised && !removed!("V2-before") {
-                peer.before_promised = Some(begun);
+            if shows && !removed!("V2-before") {
+                peer.promised_round_trip = Some(begun);
             }
             self.veto_probed(from, begun, &pulse);
         }

@@ -37,8 +37,9 @@ pub(super) struct Peer {
     awaited: VecDeque<(u64, Instant)>,
     /// When the last heartbeat that was answered was begun.
     round_trip: Option<Instant>,
-    /// When the last heartbeat was begun that it answered in an earlier view than this server had promised.
-    pub(super) before_promised: Option<Instant>,
+    /// When the last heartbeat was begun that it answered in an earlier view than this server had promised, or as a
+    /// member of that one beside this server. Should the promised view become active, that was a round trip in it.
+    pub(super) promised_round_trip: Option<Instant>,
     /// Since when it has said that it is about to stop.
     leaving_since: Option<Instant>,
     /// As a learner: the end of its log when it last fetched, and when that was (T4).
@@ -73,7 +74,7 @@ impl Peer {
             pulse: None,
             awaited: VecDeque::new(),
             round_trip: None,
-            before_promised: None,
+            promised_round_trip: None,
             leaving_since: None,
             fetched: None,
             banned: None,
@@ -129,7 +130,7 @@ impl Peer {
     /// The negotiation of a view is a round trip too: what was said at `begun` has come back as the view.
     pub(super) fn note_round_trip(&mut self, now: Instant, begun: Instant) {
         (self.answered_at, self.answered) = (now, true);
-        self.round_trip = self.round_trip.max(Some(begun));
+        self.note_installed(self.incarnation, begun);
     }
 
     /// Takes in what it says of itself; false if the words are of an earlier life than one already known. A lower number
@@ -161,12 +162,12 @@ impl Peer {
         }
     }
 
-    /// A view is active in which it is named beside this server, and which this server was asked for at `asked`. It has
-    /// installed the view after that, and after all that it said in an earlier one, and does not drop this server before
-    /// the suspicion timeout has passed (V2, V8).
-    pub(super) fn note_active(&mut self, incarnation: Incarnation, asked: Instant) {
-        if incarnation == self.incarnation && !removed!("V2-active") {
-            self.round_trip = self.round_trip.max(self.before_promised).max(Some(asked));
+    /// It has installed a view in which it is named beside this server, and which this server was asked for at `asked`:
+    /// after that, and after all that it said in an earlier one. It does not drop this server before the suspicion timeout
+    /// has passed (V2, V8).
+    pub(super) fn note_installed(&mut self, incarnation: Incarnation, asked: Instant) {
+        if incarnation == self.incarnation {
+            self.round_trip = self.round_trip.max(self.promised_round_trip).max(Some(asked));
         }
     }
 
@@ -177,7 +178,7 @@ impl Peer {
         self.last_life = Some(PastLife { incarnation: earlier, round_trip, ended });
         (self.incarnation, self.life_known) = (incarnation, now);
         self.awaited.clear();
-        self.before_promised = None;
+        self.promised_round_trip = None;
         self.leaving_since = None;
         self.fetched = None;
     }

@@ -233,6 +233,7 @@ impl Replica {
         };
         if veto && !removed!("V1-veto") {
             debug!(%from, "pre-vote vetoed: it reaches the primary");
+            self.viewless_since = Some(self.now);
             return self.back_off();
         }
         pre_vote.reports.insert(from, report);
