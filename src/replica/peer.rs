@@ -21,8 +21,8 @@ pub(super) struct Peer {
     refused_before: Option<Instant>,
     /// When its present life was first heard of. A refused connect that was begun before may be about an earlier one.
     life_known: Instant,
-    /// When it last answered; at first, when this process started to ask, or when a view named its present life. What it
-    /// says unasked does not count: whoever can't be reached is as good as silent, and knows it, for its own heartbeats
+    /// When it last answered, or a view that names it was installed here; at first, when this process started to ask. What
+    /// it says unasked does not count: whoever can't be reached is as good as silent, and knows it, for its own heartbeats
     /// come back unanswered (V2).
     answered_at: Instant,
     /// It has answered this process.
@@ -215,16 +215,13 @@ impl Peer {
             let Some(life) = self.last_life.as_ref().filter(|life| life.incarnation == incarnation) else {
                 return false;
             };
-            (life.round_trip, Some(life.ended))
-        } else if self.refused_since.is_some() {
-            (self.round_trip, self.refused_since)
-        } else if is_silent {
-            (self.round_trip, Some(self.answered_at))
+            (life.round_trip, life.ended)
         } else {
-            (self.round_trip, Some(now))
+            let silent_since = if is_silent { self.answered_at } else { now };
+            (self.round_trip, self.refused_since.unwrap_or(silent_since))
         };
         let age_max = silence - SUSPICION / 2;
-        matches!((begun, end), (Some(begun), Some(end)) if begun <= end && end.since(begun) <= age_max)
+        begun.is_some_and(|begun| begun <= end && end.since(begun) <= age_max)
     }
 }
 
