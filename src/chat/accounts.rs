@@ -147,7 +147,7 @@ impl Directory {
         self.add_row(id, account, LogIndex(0), reuse);
     }
 
-    /// Adds an account, of a new id, that can't be looked up by its name before [`Directory::set_names`].
+    /// Adds an account, of a new id, that can't be looked up by its name before it stands in `names`.
     pub(super) fn add_row(
         &mut self,
         id: AccountId,
@@ -161,7 +161,7 @@ impl Directory {
         handle
     }
 
-    /// After [`Directory::add_row`]: all accounts by their names, for [`Directory::set_names`]. They are sorted first, which
+    /// After [`Directory::add_row`]: all accounts by their names, for `names`. They are sorted first, which
     /// takes a fraction of the time of adding one after the other.
     ///
     /// # Errors
@@ -172,11 +172,6 @@ impl Directory {
         names.sort_unstable();
         let same = names.windows(2).filter(|pair| pair[0].0 == pair[1].0).map(|pair| pair[1].1);
         same.min().map_or_else(|| Ok(names.into_iter().collect()), Err)
-    }
-
-    /// Says anew how all accounts are named.
-    pub(super) fn set_names(&mut self, names: Names) {
-        self.names = names;
     }
 
     /// The handle of an account that may be deleted: a message that is about to be added names it. For `reuse` see

@@ -160,7 +160,7 @@ impl Restore {
         let (names, ids) = by_name_and_id;
         let names = names.map_err(|later| same_name(directory, later))?;
         let ids = ids.map_err(|orders| same_id(mailboxes, orders))?;
-        directory.set_names(names);
+        directory.names = names;
         mailboxes.set_lookups(directory, ids, by_account);
         self.state.check_restored().map_err(Unfit::Rows)?;
         Ok(self.state)

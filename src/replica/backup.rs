@@ -133,7 +133,7 @@ impl Replica {
         }
     }
 
-    /// The primary leads the installed view, so that is active: every member has installed it (V8).
+    /// The primary leads the installed view, so that is active: every member has installed it (V2, V8).
     fn hear_primary(&mut self) {
         if self.primary_heard.replace(self.now).is_some() || removed!("V2-active") {
             return;

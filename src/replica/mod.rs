@@ -650,6 +650,7 @@ impl Replica {
         self.on_pulse(from, pulse.clone());
         let hears = pulse.answered || removed!("V2-answered");
         let (now, counts) = (self.now, hears && pulse.view <= self.view.number);
+        // V2: should the promised view become active, this was a round trip in it.
         let promised = self.hard.promised;
         let shows = pulse.view < promised || pulse.view == promised && pulse.member && hears;
         let peer = self.peers.get_mut(&from).expect("a configured server");
