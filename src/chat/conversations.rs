@@ -1,6 +1,9 @@
 //! Which messages two accounts have exchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use smallvec::{SmallVec, smallvec};
 
 use super::accounts::Handle;
 
@@ -12,26 +15,27 @@ const FEW_MAX: usize = 4;
 /// So many share a chunk: a change in the middle of a long conversation moves no more than those.
 const CHUNK_MAX: usize = 64;
 
+/// Chunks of orders, all of them ascending; most conversations have one. No chunk is empty.
+type Chunks = SmallVec<[Vec<u64>; 1]>;
+
 /// The orders of messages by the two accounts. Nearly every message comes behind all others of its accounts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Conversations {
     /// Of accounts that have never had more than [`FEW_MAX`].
     few: BTreeSet<(Handle, Handle, u64)>,
-    /// Of all others: chunks of ascending orders, by the accounts and a bound below which there are none in the chunk;
-    /// that of the first chunk of two accounts is 0. No chunk is empty.
-    many: BTreeMap<(Handle, Handle, u64), Vec<u64>>,
+    /// Of all others. None is empty.
+    many: BTreeMap<Pair, Chunks>,
 }
 
 impl Conversations {
     /// Takes orders that are sorted, and no more space than they need.
     pub(super) fn from_sorted(mut sorted: Vec<(Handle, Handle, u64)>) -> Self {
         let each = sorted.chunk_by(same_pair).filter(|orders| orders.len() > FEW_MAX);
-        let many = each.flat_map(|orders| {
-            orders.chunks(CHUNK_MAX).enumerate().map(|(at, chunk)| {
-                let (low, high, order) = chunk[0];
-                let bound = if at == 0 { 0 } else { order };
-                ((low, high, bound), chunk.iter().map(|(_, _, order)| *order).collect())
-            })
+        let many = each.map(|orders| {
+            let chunks = orders.chunks(CHUNK_MAX);
+            let mut kept = Chunks::with_capacity(chunks.len());
+            kept.extend(chunks.map(|chunk| chunk.iter().map(|(.., order)| *order).collect()));
+            ((orders[0].0, orders[0].1), kept)
         });
         let many = many.collect();
         // The others move together, so that there is no second copy of all.
@@ -49,9 +53,10 @@ impl Conversations {
 
     /// The orders of what two accounts exchanged, below `before`, latest first.
     pub(super) fn exchanged(&self, (low, high): Pair, before: u64) -> impl Iterator<Item = u64> {
-        let range = (low, high, 0)..(low, high, before);
-        let few = self.few.range(range.clone()).rev().map(|(_, _, order)| *order);
-        let many = self.many.range(range).rev().flat_map(move |(_, orders)| {
+        let few = self.few.range((low, high, 0)..(low, high, before)).rev().map(|(.., order)| *order);
+        let chunks = self.many.get(&(low, high)).map_or(&[][..], |chunks| chunks);
+        let below = &chunks[..chunks.partition_point(|chunk| chunk[0] < before)];
+        let many = below.iter().rev().flat_map(move |orders| {
             let below = orders.partition_point(|order| *order < before);
             orders[..below].iter().rev().copied()
         });
@@ -60,79 +65,86 @@ impl Conversations {
 
     /// Adds an order that is new; gives whether it is the only one of the two accounts.
     pub(super) fn add(&mut self, (low, high): Pair, order: u64) -> bool {
-        let (first, last) = ((low, high, 0), (low, high, u64::MAX));
-        if let Some((_, chunk)) = self.many.range_mut(first..=(low, high, order)).next_back() {
-            if let Some(rest) = insert(chunk, order) {
-                self.many.insert((low, high, rest[0]), rest);
+        if let Some(chunks) = self.many.get_mut(&(low, high)) {
+            let at = place(chunks, order);
+            if let Some(rest) = insert(&mut chunks[at], order) {
+                chunks.insert(at + 1, rest);
             }
             return false;
         }
         self.few.insert((low, high, order));
-        let count = self.few.range(first..=last).count();
+        let all = (low, high, 0)..=(low, high, u64::MAX);
+        let count = self.few.range(all.clone()).count();
         if count > FEW_MAX {
-            let orders: Vec<u64> = self.few.range(first..=last).map(|(_, _, order)| *order).collect();
+            let orders: Vec<u64> = self.few.range(all).map(|(.., order)| *order).collect();
             for order in &orders {
                 self.few.remove(&(low, high, *order));
             }
-            self.many.insert(first, orders);
+            self.many.insert((low, high), smallvec![orders]);
         }
         count == 1
     }
 
     /// Takes out an order of the two accounts.
     pub(super) fn remove(&mut self, (low, high): Pair, order: u64) {
+        const NOT_ADDED: &str = "only a message that was added is removed";
         if self.few.remove(&(low, high, order)) {
             return;
         }
-        let chunk = self.many.range_mut((low, high, 0)..=(low, high, order)).next_back();
-        let (key, orders) = chunk.expect("only a message that was added is removed");
-        let key = *key;
-        orders.remove(orders.binary_search(&order).expect("only a message that was added is removed"));
+        let chunks = self.many.get_mut(&(low, high)).expect(NOT_ADDED);
+        let at = place(chunks, order);
+        let orders = &mut chunks[at];
+        orders.remove(orders.binary_search(&order).expect(NOT_ADDED));
         if orders.len() < orders.capacity() / 4 {
             orders.shrink_to(orders.capacity() / 2);
         }
         if orders.is_empty() {
-            self.many.remove(&key);
-            let next = self.many.range(key..=(low, high, u64::MAX)).next().map(|(next, _)| *next);
-            if key.2 == 0
-                && let Some(orders) = next.and_then(|next| self.many.remove(&next))
-            {
-                self.many.insert(key, orders);
+            chunks.remove(at);
+            if chunks.len() < chunks.capacity() / 4 {
+                chunks.shrink_to_fit();
             }
+        }
+        if chunks.is_empty() {
+            self.many.remove(&(low, high));
         }
     }
 
     /// The accounts with a higher handle that have exchanged messages with this one. Costs as much as those messages.
     pub(super) fn partners_above(&self, owner: Handle) -> BTreeSet<Handle> {
-        let first = (owner, owner, u64::MAX);
-        let few = self.few.range(first..);
-        let many = self.many.range(first..).map(|(key, _)| key);
-        let of_owner = |(low, ..): &&(Handle, Handle, u64)| *low == owner;
-        few.take_while(of_owner).chain(many.take_while(of_owner)).map(|(_, high, _)| *high).collect()
+        let few = self.few.range((owner, owner, u64::MAX)..).map(|(low, high, _)| (low, high));
+        let many = self.many.range((Bound::Excluded((owner, owner)), Bound::Unbounded));
+        let many = many.map(|((low, high), _)| (low, high));
+        let of_owner = |(low, _): &(&Handle, &Handle)| **low == owner;
+        few.take_while(of_owner).chain(many.take_while(of_owner)).map(|(_, high)| *high).collect()
     }
 
     /// Whether exactly these are kept, each where it is looked for.
     pub(super) fn check(&self, expected: &BTreeSet<(Handle, Handle, u64)>) -> bool {
-        let chunks: Vec<_> = self.many.iter().collect();
-        let mut of_each = chunks.chunk_by(|((a, b, _), _), ((c, d, _), _)| (a, b) == (c, d));
-        let begun = of_each.all(|chunks| {
-            let (low, high, bound) = *chunks[0].0;
-            bound == 0 && self.few.range((low, high, 0)..=(low, high, u64::MAX)).next().is_none()
+        let apart = self
+            .many
+            .keys()
+            .all(|&(low, high)| self.few.range((low, high, 0)..=(low, high, u64::MAX)).next().is_none());
+        let fit = self.many.values().all(|chunks| {
+            let lengths = chunks.iter().all(|orders| (1..=CHUNK_MAX).contains(&orders.len()));
+            !chunks.is_empty() && lengths && chunks.iter().flatten().is_sorted()
         });
-        let fit = chunks
+        let many = self
+            .many
             .iter()
-            .all(|((.., bound), orders)| (1..=CHUNK_MAX).contains(&orders.len()) && orders[0] >= *bound);
-        let many = chunks
-            .iter()
-            .flat_map(|((low, high, _), orders)| orders.iter().map(|order| (*low, *high, *order)));
-        let many: Vec<_> = many.collect();
-        let all = self.few.iter().chain(&many);
-        begun
-            && fit
-            && many.is_sorted()
-            && self.few.len() + many.len() == expected.len()
-            && all.collect::<BTreeSet<_>>().into_iter().eq(expected)
+            .flat_map(|((low, high), chunks)| chunks.iter().flatten().map(|order| (*low, *high, *order)));
+        let all: Vec<_> = self.few.iter().copied().chain(many).collect();
+        apart && fit && all.len() == expected.len() && all.into_iter().collect::<BTreeSet<_>>() == *expected
     }
+}
+
+/// The chunk that an order is in, or belongs into.
+fn place(chunks: &[Vec<u64>], order: u64) -> usize {
+    let last = chunks.len() - 1;
+    // The last one first: nearly every order is added there.
+    if chunks[last][0] <= order {
+        return last;
+    }
+    chunks.partition_point(|chunk| chunk[0] <= order).saturating_sub(1)
 }
 
 fn same_pair(a: &(Handle, Handle, u64), b: &(Handle, Handle, u64)) -> bool {
