@@ -100,7 +100,7 @@
 //! | two die, one after the other or at once | as above, on one server | it goes on alone if it was continuous (V2), otherwise it waits as after a crash of all |
 //! | all die | logs of different lengths | a view is formed when all members of the last one have answered (V5). After an orderly stop of all members together a majority of them is enough. After `--cold-wait`, 15 s, whoever answers goes on *provisionally*, which `status` says; what the missing ones knew is proposed again when they return, as after a split |
 //! | power loss | what was synced, and any part of what was not | nothing acknowledged rests on the latter (D1). The host answers nothing, not even *refused*: it is taken for dead by silence |
-//! | pause (SIGSTOP, a machine asleep) over 500 ms | beliefs that are out of date | all links are closed and the server is not *continuous*: it can't go on alone before it has joined a view negotiated afterwards (V2). It answers no read before a barrier has confirmed its view (N8) |
+//! | pause (SIGSTOP, a machine asleep) over 500 ms | beliefs that are out of date | all links are closed and the server is not *continuous*: it can't go on alone before it has joined a view negotiated afterwards (V2). A primary asks the others before it leads again or negotiates (V1). It answers no read before a barrier has confirmed its view (N8) |
 //! | wall clock that jumps or runs wrong | odd times in entries | nothing else: who lives, and for how long, is measured by monotonic clocks, whose rates alone matter (V2); sessions end by an entry (X2) |
 //!
 //! **Networks**

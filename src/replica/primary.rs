@@ -227,6 +227,13 @@ impl Replica {
         if self.disk_failed {
             return; // D2: it can write nothing, and so change nothing.
         }
+        if !self.whole_life && now.since(self.role_since) >= VIEW_REGROUPS {
+            // V1: it did not run for a while, or a later view does without it: it asks first, as whoever does not lead.
+            if removed!("V1-woken") {
+                return self.propose(Vec::new(), &BTreeMap::new());
+            }
+            return self.become_waiting();
+        }
         if self.view.members.iter().any(|member| self.is_gone(*member)) {
             return self.propose(Vec::new(), &BTreeMap::new());
         }
@@ -267,13 +274,12 @@ impl Replica {
         self.peers.keys().copied().filter(|id| self.view.member(*id).is_some() && leaving(id)).collect()
     }
 
-    /// V2: a paused member, or this server after a pause, is not continuous until a new view is installed.
+    /// V2: a member that was paused is not continuous until a new view is installed.
     fn has_broken_member(&self) -> bool {
         let broken = |id: &ServerId| {
             self.view.member(*id).is_some() && self.peers[id].pulse.as_ref().is_some_and(|pulse| pulse.broken)
         };
-        self.now.since(self.role_since) >= VIEW_REGROUPS
-            && (!self.whole_life || self.peers.keys().any(broken))
+        self.now.since(self.role_since) >= VIEW_REGROUPS && self.peers.keys().any(broken)
     }
 
     /// T4: a learner enters the view when its lag is under a batch.

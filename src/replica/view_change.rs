@@ -166,6 +166,10 @@ impl Replica {
                 let gets_on = self.now.since(candidate.since) < SUSPICION;
                 gets_on && !matches!(candidate.phase, Phase::Promising { .. })
             }
+            // Whom it follows asks itself, and so leads no more.
+            Role::Backup | Role::Learner(_) | Role::Installing(_) if self.probed_primary() == Some(from) => {
+                false
+            }
             Role::Backup | Role::Learner(_) | Role::Installing(_) => {
                 self.probing.retain(|(server, _, _)| *server != from);
                 self.probing.push((from, nonce, self.now));

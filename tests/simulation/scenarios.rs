@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lastword::config::SUSPICION;
 use lastword::message::{Response, View};
 use lastword::replica::Event;
 use lastword::storage::Disk as _;
@@ -577,6 +578,36 @@ fn leader_killed_while_its_view_is_installed_does_not_lead_alone_afterwards() {
         heal_and_check(&mut world);
     }
     assert!(told > 0, "no view outlived its leader: the crash came too early each time");
+}
+
+/// The others have gone on without a primary that was paused. It hears one of them later than the other, or neither for
+/// a while, and asks before it negotiates a view of its own: nobody has to wait because it is back.
+#[test]
+fn a_primary_that_wakes_does_not_hold_up_those_who_went_on_without_it() {
+    const ASLEEP: Duration = Duration::from_secs(3);
+    for seed in 0..36 {
+        let mut world = running_world(seed);
+        let old = await_leader(&mut world);
+        let woken = world.now + ASLEEP;
+        for (other, late) in (0..3).filter(|&other| other != old).zip([seed % 6, seed / 6]) {
+            world.network.stall(other, old, woken + Duration::from_millis(50 * late));
+        }
+        world.pause(old);
+        world.run_for(ASLEEP);
+        let new = await_leader(&mut world);
+        world.resume(old);
+        let mut served = world.now;
+        while !(world.now.since(woken) > Duration::from_secs(2) && is_whole(&mut world)) {
+            world.run_for(Duration::from_millis(1));
+            if leader(&world) == Some(new) {
+                served = world.now;
+            }
+            let waited = world.now.since(served);
+            assert!(waited < SUSPICION / 2, "seed {seed}: nobody leads; {}", describe(&world));
+            assert!(world.now.since(woken) < SOON, "seed {seed}: not whole; {}", describe(&world));
+        }
+        heal_and_check(&mut world);
+    }
 }
 
 /// A primary was paused until the others gave it up, woke, and had a promise of one of them before that one went on
