@@ -227,7 +227,8 @@ impl Replica {
         if self.disk_failed {
             return; // D2: it can write nothing, and so change nothing.
         }
-        if !self.whole_life && now.since(self.role_since) >= VIEW_REGROUPS {
+        let settled = now.since(self.role_since) >= VIEW_REGROUPS && self.stopping.is_none();
+        if !self.whole_life && settled && !self.peers.is_empty() {
             // V1: it did not run for a while, or a later view does without it: it asks first, as whoever does not lead.
             if removed!("V1-woken") {
                 return self.propose(Vec::new(), &BTreeMap::new());
