@@ -36,17 +36,33 @@ struct Generation {
     number: u64,
     /// Ascending.
     runs: Vec<Run>,
+    /// Ascending: commands that were refused, and by which entries.
+    refused: Vec<(RequestId, LogIndex)>,
 }
 
 impl Generation {
-    fn new(number: u64, runs: &BTreeMap<RequestId, RequestNumber>) -> Self {
-        let runs = runs.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
-        Self { number, runs }
-    }
-
     fn has(&self, id: RequestId) -> bool {
         let behind = self.runs.partition_point(|run| run.first <= id);
         behind > 0 && self.runs[behind - 1].has(id)
+    }
+
+    fn refused(&self, id: RequestId) -> Option<LogIndex> {
+        let at = self.refused.binary_search_by_key(&id, |(refused, _)| *refused).ok()?;
+        Some(self.refused[at].1)
+    }
+
+    fn rows(&self) -> usize {
+        self.runs.len() + self.refused.len()
+    }
+
+    fn row(&self, at: usize) -> AppliedRow {
+        match self.runs.get(at) {
+            Some(run) => AppliedRow::Run(self.number, *run),
+            None => {
+                let (id, index) = self.refused[at - self.runs.len()];
+                AppliedRow::Refused(index, id)
+            }
+        }
     }
 }
 
@@ -59,13 +75,15 @@ pub(super) enum AppliedRow {
     Absent(ServerId, LogIndex),
     /// Ids of one generation.
     Run(u64, Run),
+    /// A command that this entry has refused.
+    Refused(LogIndex, RequestId),
 }
 
 impl AppliedRow {
     /// What stands in the column `at`.
     pub(super) fn at(self) -> u64 {
         match self {
-            Self::From(index) | Self::Absent(_, index) => index.0,
+            Self::From(index) | Self::Absent(_, index) | Self::Refused(index, _) => index.0,
             Self::Run(generation, _) => generation,
         }
     }
@@ -76,7 +94,7 @@ impl AppliedRow {
 struct Reading {
     head: VecDeque<AppliedRow>,
     generations: VecDeque<Arc<Generation>>,
-    /// Which run of the first of them is next.
+    /// Which row of the first of them is next.
     at: usize,
 }
 
@@ -89,10 +107,12 @@ pub(super) struct AppliedIds {
     absent: BTreeMap<ServerId, LogIndex>,
     /// Oldest first; those without ids are left out.
     closed: VecDeque<Arc<Generation>>,
-    /// How many runs those have.
-    closed_runs: usize,
+    /// How many rows those have.
+    closed_rows: usize,
     /// Of the generation under way: the first id of each run and its last number.
     open: BTreeMap<RequestId, RequestNumber>,
+    /// Of the generation under way: what was refused, and by which entry.
+    open_refused: BTreeMap<RequestId, LogIndex>,
     reading: Option<Reading>,
 }
 
@@ -102,14 +122,33 @@ impl AppliedIds {
         self.from
     }
 
-    /// Whether a command with this id was applied in the entries that are kept.
+    /// Whether a command with this id was carried out in the entries that are kept.
     pub(super) fn has(&self, id: RequestId) -> bool {
         let run = self.open.range(..=id).next_back();
         run.is_some_and(|(first, last)| Run { first: *first, last: *last }.has(id))
             || self.closed.iter().rev().any(|generation| generation.has(id))
     }
 
-    /// Takes in the id of a command that is being applied.
+    /// Which of the entries that are kept was the first to refuse the command with this id.
+    pub(super) fn refused(&self, id: RequestId) -> Option<LogIndex> {
+        let closed = self.closed.iter().find_map(|generation| generation.refused(id));
+        closed.or_else(|| self.open_refused.get(&id).copied())
+    }
+
+    /// Whether a command from a log that shares only what is up to `fork` needs no more to be done: it was carried out,
+    /// or refused when the logs were one. What was refused since may have been carried out, and acknowledged, there.
+    pub(super) fn settles(&self, id: RequestId, fork: LogIndex) -> bool {
+        self.has(id) || self.refused(id).is_some_and(|index| index <= fork)
+    }
+
+    /// Takes in the id of a command that the entry `index` has refused.
+    pub(super) fn refuse(&mut self, id: RequestId, index: LogIndex) {
+        if !self.has(id) && self.refused(id).is_none() {
+            self.open_refused.insert(id, index);
+        }
+    }
+
+    /// Takes in the id of a command that is carried out.
     pub(super) fn insert(&mut self, id: RequestId) {
         if let Some((first, last)) = self.open.range_mut(..=id).next_back()
             && first.client == id.client
@@ -123,19 +162,30 @@ impl AppliedIds {
 
     /// Begins a new generation if `index`, the entry that is being applied, is the first of one.
     pub(super) fn advance(&mut self, index: LogIndex) {
-        if !index.0.is_multiple_of(GENERATION_ENTRIES) {
+        if index == LogIndex::ZERO || !index.0.is_multiple_of(GENERATION_ENTRIES) {
             return;
         }
-        if !self.open.is_empty() {
-            self.closed_runs += self.open.len();
-            self.closed.push_back(Arc::new(Generation::new(index.0 / GENERATION_ENTRIES - 1, &self.open)));
+        if let Some(generation) = self.open_generation(index.previous()) {
+            self.closed_rows += generation.rows();
+            self.closed.push_back(Arc::new(generation));
             self.open.clear();
+            self.open_refused.clear();
         }
         let keep_from = self.keep_from(index) / GENERATION_ENTRIES;
         self.from = self.from.max(LogIndex(keep_from * GENERATION_ENTRIES));
         while let Some(gone) = self.closed.pop_front_if(|generation| generation.number < keep_from) {
-            self.closed_runs -= gone.runs.len();
+            self.closed_rows -= gone.rows();
         }
+    }
+
+    /// The generation under way at `index`, if it has any ids.
+    fn open_generation(&self, index: LogIndex) -> Option<Generation> {
+        let number = index.0 / GENERATION_ENTRIES;
+        let runs: Vec<Run> =
+            self.open.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
+        let refused: Vec<_> = self.open_refused.iter().map(|(id, index)| (*id, *index)).collect();
+        let generation = Generation { number, runs, refused };
+        (generation.rows() > 0).then_some(generation)
     }
 
     /// Up to where ids may be forgotten at `index` (R8): an absent server may hold rows that nobody else does since a
@@ -156,7 +206,7 @@ impl AppliedIds {
 
     /// Roughly how many bytes the ids take in a checkpoint.
     pub(super) fn bytes(&self) -> u64 {
-        (self.open.len() + self.closed_runs) as u64 * RUN_ROW_BYTES
+        (self.open.len() + self.open_refused.len() + self.closed_rows) as u64 * RUN_ROW_BYTES
     }
 
     /// Whether what is kept can be.
@@ -167,19 +217,25 @@ impl AppliedIds {
         if self.from > index.next() || !ascending || last.is_some_and(|last| last >= open) {
             return Err(format!("ids of entries from {} on at {index}, in wrong generations", self.from));
         }
-        let closed = self.closed.iter().map(|generation| generation.runs.as_slice());
-        let open: Vec<Run> =
-            self.open.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
-        for runs in closed.clone().chain([open.as_slice()]) {
-            for pair in runs.windows(2) {
+        let under_way = self.open_generation(index);
+        for generation in self.closed.iter().map(Arc::as_ref).chain(under_way.as_ref()) {
+            for pair in generation.runs.windows(2) {
                 ensure_above(Some(pair[0]), pair[1]).map_err(|_| format!("{pair:?} overlap"))?;
             }
+            for pair in generation.refused.windows(2).filter(|pair| pair[0].0 >= pair[1].0) {
+                return Err(format!("refused: {pair:?} are out of order"));
+            }
+            for (id, at) in &generation.refused {
+                if at.0 / GENERATION_ENTRIES != generation.number || *at > index {
+                    return Err(format!("{id} was refused by entry {at}, in another generation"));
+                }
+            }
         }
-        let counted: usize = closed.map(<[Run]>::len).sum();
-        if counted == self.closed_runs {
+        let counted: usize = self.closed.iter().map(|generation| generation.rows()).sum();
+        if counted == self.closed_rows {
             Ok(())
         } else {
-            Err(format!("{counted} runs of ids are miscounted"))
+            Err(format!("{counted} rows of ids are miscounted"))
         }
     }
 
@@ -191,9 +247,7 @@ impl AppliedIds {
         }
         head.extend(self.absent.iter().map(|(server, since)| AppliedRow::Absent(*server, *since)));
         let mut generations = self.closed.clone();
-        if !self.open.is_empty() {
-            generations.push_back(Arc::new(Generation::new(index.0 / GENERATION_ENTRIES, &self.open)));
-        }
+        generations.extend(self.open_generation(index).map(Arc::new));
         self.reading = Some(Reading { head, generations, at: 0 });
     }
 
@@ -244,27 +298,52 @@ impl AppliedIds {
                 ensure_above(before, run)?;
                 self.open.insert(run.first, run.last);
             }
-            AppliedRow::Run(number, run) => self.restore_closed(open, number, run)?,
+            AppliedRow::Run(number, run) => {
+                let generation = self.restored_generation(open, number)?;
+                if !generation.refused.is_empty() {
+                    return Err("the ids of a generation before those that it has refused");
+                }
+                ensure_above(generation.runs.last().copied(), run)?;
+                generation.runs.push(run);
+                self.closed_rows += 1;
+            }
+            AppliedRow::Refused(by, _) if by > index => return Err("an index up to the checkpoint's"),
+            AppliedRow::Refused(by, id) => {
+                let above = |last: Option<&RequestId>| {
+                    if last.is_none_or(|last| *last < id) { Ok(()) } else { Err(ABOVE) }
+                };
+                let number = by.0 / GENERATION_ENTRIES;
+                if number == open {
+                    above(self.open_refused.last_key_value().map(|(id, _)| id))?;
+                    self.open_refused.insert(id, by);
+                } else {
+                    let generation = self.restored_generation(open, number)?;
+                    above(generation.refused.last().map(|(id, _)| id))?;
+                    generation.refused.push((id, by));
+                    self.closed_rows += 1;
+                }
+            }
         }
         Ok(())
     }
 
-    fn restore_closed(&mut self, open: u64, number: u64, run: Run) -> Result<(), &'static str> {
+    /// The generation that a row goes to: that of the row before, or a later one.
+    fn restored_generation(&mut self, open: u64, number: u64) -> Result<&mut Generation, &'static str> {
         let expected = "a generation from that of the row before to the checkpoint's own";
-        if number > open || number < self.from.0 / GENERATION_ENTRIES || !self.open.is_empty() {
+        let last = self.closed.back().map(|generation| generation.number);
+        if number > open
+            || number < self.from.0 / GENERATION_ENTRIES
+            || last.is_some_and(|last| last > number)
+            || !self.open.is_empty()
+            || !self.open_refused.is_empty()
+        {
             return Err(expected);
         }
-        match self.closed.back_mut().filter(|generation| generation.number >= number) {
-            None => self.closed.push_back(Arc::new(Generation { number, runs: vec![run] })),
-            Some(generation) if generation.number > number => return Err(expected),
-            Some(generation) => {
-                ensure_above(generation.runs.last().copied(), run)?;
-                let generation = Arc::get_mut(generation).expect("nobody reads what is being restored");
-                generation.runs.push(run);
-            }
+        if last != Some(number) {
+            self.closed.push_back(Arc::new(Generation { number, runs: Vec::new(), refused: Vec::new() }));
         }
-        self.closed_runs += 1;
-        Ok(())
+        let generation = self.closed.back_mut().expect("it has just been added");
+        Ok(Arc::get_mut(generation).expect("nobody reads what is being restored"))
     }
 }
 
@@ -274,9 +353,9 @@ impl Reading {
             return Some(row);
         }
         let generation = self.generations.front()?;
-        let row = AppliedRow::Run(generation.number, generation.runs[self.at]);
+        let row = generation.row(self.at);
         self.at += 1;
-        if self.at == generation.runs.len() {
+        if self.at == generation.rows() {
             self.generations.pop_front();
             self.at = 0;
         }
@@ -284,12 +363,14 @@ impl Reading {
     }
 }
 
+const ABOVE: &str = "an id above those of the row before";
+
 fn ensure_above(before: Option<Run>, run: Run) -> Result<(), &'static str> {
     let apart = |before: Run| {
         before.first.client < run.first.client
             || (before.first.client == run.first.client && before.last < run.first.number)
     };
-    if before.is_none_or(apart) { Ok(()) } else { Err("an id above those of the row before") }
+    if before.is_none_or(apart) { Ok(()) } else { Err(ABOVE) }
 }
 
 #[cfg(test)]
@@ -340,6 +421,21 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_settles_a_command_if_the_logs_were_one_and_until_it_is_carried_out() {
+        let mut ids = AppliedIds::default();
+        ids.refuse(id(1, 1), LogIndex(5));
+        ids.refuse(id(1, 1), LogIndex(9));
+        assert_eq!(ids.refused(id(1, 1)), Some(LogIndex(5)), "the first one counts");
+        ids.advance(LogIndex(GENERATION_ENTRIES));
+        ids.refuse(id(1, 1), LogIndex(GENERATION_ENTRIES));
+        assert!(ids.settles(id(1, 1), LogIndex(5)) && !ids.settles(id(1, 1), LogIndex(4)));
+        assert!(!ids.has(id(1, 1)) && !ids.settles(id(1, 2), LogIndex(9)));
+        ids.check(LogIndex(GENERATION_ENTRIES)).unwrap();
+        ids.insert(id(1, 1));
+        assert!(ids.settles(id(1, 1), LogIndex(0)));
+    }
+
+    #[test]
     fn the_ids_of_all_entries_that_can_be_uncommitted_are_kept_and_not_many_more() {
         let mut ids = AppliedIds::default();
         generations(&mut ids, 0, 20);
@@ -374,7 +470,9 @@ mod tests {
         ids.note_absent(LogIndex(9 * GENERATION_ENTRIES + 1), &[ServerId(1), ServerId(3)]);
         for number in [1, 2, 5, 9] {
             ids.insert(id(1, number));
+            ids.refuse(id(1, number + 20), LogIndex(9 * GENERATION_ENTRIES + number));
         }
+        ids.refuse(id(0, 1), LogIndex(9 * GENERATION_ENTRIES + 3));
         let index = LogIndex(9 * GENERATION_ENTRIES + 9);
         ids.begin(index);
         let mut rows = Vec::new();

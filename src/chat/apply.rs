@@ -64,12 +64,23 @@ impl State {
         self.digest = hash.finalize().into();
     }
 
-    /// Carries out a command unless its session knows it already (N2), and records its reply there.
+    /// Carries out a command unless it is known here, and notes its fate (R4).
     fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
+        let reply = self.apply_unless_known(stamp, entered, outcome);
+        if matches!(reply, Reply::Refused(_)) && !removed!("R4-refused") {
+            self.applied.refuse(entered.request, LogIndex(stamp.order));
+        } else {
+            self.applied.insert(entered.request);
+        }
+        reply
+    }
+
+    /// Carries out a command unless its session knows it already (N2), and records its reply there.
+    fn apply_unless_known(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let ClientCommand { request, account, .. } = entered;
         // Of a register only: any other command needs a session, and that knows.
-        let again = matches!(entered.command, Command::Register { .. }) && self.applied.has(*request);
-        self.applied.insert(*request);
+        let again = matches!(entered.command, Command::Register { .. })
+            && self.applied.settles(*request, LogIndex(stamp.order));
         let session = self.sessions.row(request.client).filter(|row| row.session.account == *account);
         match session.map(|row| self.sessions.known_in(row, *request)) {
             Some(Known::Applied(reply)) => return reply,

@@ -228,6 +228,13 @@ fn write_applied(row: &mut RowWriter, applied: AppliedRow) {
             row.plain(server);
             (0..2).for_each(|_| row.encoded(b""));
         }
+        AppliedRow::Refused(index, id) => {
+            row.encoded(b"refused");
+            row.number(index.0);
+            row.plain(id.client);
+            row.number(id.number.0);
+            row.encoded(b"");
+        }
         AppliedRow::Run(generation, Run { first, last }) => {
             row.encoded(b"ids");
             row.number(generation);

@@ -14,8 +14,8 @@ use crate::types::{AccountId, LogIndex, MessageId, RequestId};
 type Undone = ConflictReason;
 
 impl State {
-    /// Applies a command from a log that shares only what is up to `fork`, unless it is known here. Gives its reply;
-    /// of one that was known the reply that its session still has.
+    /// Applies a command from a log that shares only what is up to `fork`, unless that is settled here (R4). Gives its
+    /// reply; of one that was settled the reply that its session still has.
     pub(super) fn apply_rebased(
         &mut self,
         stamp: Stamp,
@@ -25,7 +25,7 @@ impl State {
     ) -> Option<Reply> {
         let ClientCommand { request, account, acknowledged, command } = entered;
         let seen = removed!("R4-exact-id") && self.sessions.has_later(*request);
-        if seen || self.applied.has(*request) {
+        if seen || self.applied.settles(*request, fork) {
             self.repeat(*account, command);
             return match self.known(*request) {
                 super::Known::Applied(reply) => Some(reply),

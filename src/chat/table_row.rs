@@ -110,16 +110,20 @@ fn reply(fields: &Fields) -> Result<Kind, RowError> {
 }
 
 fn applied(fields: &Fields) -> Result<AppliedRow, RowError> {
+    let request = |fields: &Fields| -> Result<RequestId, RowError> {
+        let number = RequestNumber(fields.value(3, "a request number")?);
+        Ok(RequestId { client: client_id(fields, 2)?, number })
+    };
     let at = LogIndex(fields.value(1, "an index, or the number of a generation")?);
     Ok(match fields.raw(0) {
         "from" => AppliedRow::From(at),
         "absent" => AppliedRow::Absent(ServerId(fields.value(2, "a server's number")?), at),
         "ids" => {
-            let number = RequestNumber(fields.value(3, "a request number")?);
-            let first = RequestId { client: client_id(fields, 2)?, number };
-            AppliedRow::Run(at.0, Run { first, last: RequestNumber(fields.value(4, "a request number")?) })
+            let last = RequestNumber(fields.value(4, "a request number")?);
+            AppliedRow::Run(at.0, Run { first: request(fields)?, last })
         }
-        _ => return Err(fields.error(0, "from, absent or ids")),
+        "refused" => AppliedRow::Refused(at, request(fields)?),
+        _ => return Err(fields.error(0, "from, absent, ids or refused")),
     })
 }
 

@@ -145,6 +145,8 @@ impl Peer {
         self.refused_before = None;
         if pulse.leaving {
             self.leaving_since.get_or_insert(now);
+        } else if !removed!("V6-same-number") {
+            self.leaving_since = None; // A directory that was put back: another life, and the same number.
         }
         self.pulse = Some(pulse);
         true

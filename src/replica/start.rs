@@ -118,10 +118,14 @@ impl Replica {
         self.persist_hard()
     }
 
-    /// Belongs to a cluster from now on, if it belonged to none; false if it must not join this one.
+    /// Belongs to a cluster from now on, if it belonged to none; false if it must not join this one, or not yet: if
+    /// anybody knew a later life of this server, no view must name it by the number that it has given itself (V6).
     pub(super) fn join(&mut self, from: ServerId, cluster: ClusterId) -> bool {
         if self.hard.cluster.is_some() {
             return true;
+        }
+        if !self.has_asked_everyone() && !removed!("V6-asked") {
+            return false;
         }
         if self.config.known_cluster.is_some_and(|known| known != cluster) {
             self.complain_of_cluster(from, cluster);

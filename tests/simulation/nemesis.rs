@@ -335,7 +335,7 @@ impl World {
     ///   which is right and would only stop the run (V5, V6).
     /// - A directory that is put back may not be from when its server was alone in the view: alone again, it would
     ///   have nobody to ask. And all others must have the latest view on their disks, for they are the only ones who
-    ///   know of it: whomever it asks then tells it.
+    ///   know of it: whomever it asks then tells it. It must ask, however long that takes: `--cold-wait never`.
     /// - After logs have parted any directory may be the only one that has something acknowledged, so nothing happens to any.
     fn damage(&mut self, at: usize, fault: Fault) {
         let alone_knows = self.latest_leader().is_some_and(|leader| {
@@ -412,6 +412,7 @@ impl World {
         let Some(backup) = server.backup.take() else { return };
         server.disk = backup.restart();
         server.disk.set_space(None);
+        server.config.cold_wait = None;
         self.checks.forget_disk(at);
         self.faults.count(Fault::RollBack);
         trace!(self, "roll back {}", at + 1);

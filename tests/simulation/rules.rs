@@ -640,3 +640,89 @@ fn of_two_accounts_of_one_name_the_earlier_keeps_it_and_a_message_of_the_other_s
         check_disks(&mut world);
     }
 }
+
+/// V6: a directory that was emptied gives itself a number that nobody can tell from an earlier one. Whoever knew a later
+/// life must be heard before a view names this one, or the name is void as soon as it is given: then everything fails
+/// before its bearer has installed that view, and the others wait for a disk that no longer exists.
+#[test]
+fn who_begins_anew_asks_everyone_before_a_view_names_it() {
+    for seed in 0..24 {
+        let mut world = running_world(seed);
+        let leads = await_leader(&mut world);
+        let (teller, emptied) = (others(&world, leads)[0], others(&world, leads)[1]);
+        let leads_two = |at: usize| {
+            move |world: &mut World| serves(world, at) && installed_view(world, at).members.len() == 2
+        };
+        // Whoever will lead has never met the life that is over: its own directory was empty since.
+        world.crash(emptied, Death::Kill);
+        await_dropped(&mut world, emptied);
+        world.crash(leads, Death::Kill);
+        world.wipe(leads);
+        world.run_for(Duration::from_millis(100));
+        world.start(leads);
+        assert!(world.run_until(SOON, leads_two(teller)), "seed {seed}: {}", describe(&world));
+        world.crash(teller, Death::Kill);
+        world.run_for(Duration::from_millis(100));
+        world.start(teller);
+        assert!(world.run_until(SOON, leads_two(leads)), "seed {seed}: {}", describe(&world));
+        world.wipe(emptied);
+        world.start(emptied);
+        let (named, heard, renamed) =
+            (Rc::new(Cell::new(None)), Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (name, is_heard, is_renamed) = (Rc::clone(&named), Rc::clone(&heard), Rc::clone(&renamed));
+        world.network.censor(move |from, to, message| match message {
+            PeerMessage::NewView { view, .. } if to == emptied => {
+                name.set(view.member(server_id(emptied)).map(|member| member.incarnation).or(name.get()));
+                Fate::Lost
+            }
+            PeerMessage::Heartbeat { pulse, .. } | PeerMessage::HeartbeatOk { pulse, .. }
+                if from == emptied && name.get().is_some_and(|name| name != pulse.incarnation) =>
+            {
+                is_renamed.set(true);
+                Fate::Lost
+            }
+            _ if (from, to) == (teller, emptied) && !is_heard.get() => Fate::Lost,
+            _ => Fate::Sent,
+        });
+        let since = world.now;
+        while !renamed.get() && world.now.since(since) < Duration::from_millis(600) {
+            world.run_for(Duration::from_millis(1));
+            heard.set(named.get().is_some() || world.now.since(since) > Duration::from_millis(300));
+        }
+        assert!(named.get().is_some(), "seed {seed}: {}", describe(&world));
+        for at in 0..3 {
+            world.crash(at, Death::Kill);
+        }
+        heal_paths(&mut world);
+        for at in 0..3 {
+            world.start(at);
+        }
+        heal_and_check(&mut world);
+    }
+}
+
+/// V6: a directory is put back as it was before the last start, so that the next one has the same number. That it was
+/// about to stop then is no longer so.
+#[test]
+fn a_life_with_the_number_of_one_that_left_has_not_left() {
+    for seed in 0..6 {
+        let mut world = running_world(seed);
+        let leads = await_leader(&mut world);
+        let leaves = others(&world, leads)[usize::try_from(seed % 2).expect("small")];
+        let kept = world.servers[leaves].disk.copy();
+        world.crash(leaves, Death::Kill);
+        world.start(leaves);
+        await_whole(&mut world);
+        world.deliver(leaves, Event::Stop);
+        assert!(world.run_until(SOON, |world| world.servers[leaves].process.is_none()), "seed {seed}");
+        await_dropped(&mut world, leaves);
+        world.servers[leaves].disk = kept.restart();
+        world.checks.forget_disk(leaves);
+        world.start(leaves);
+        await_whole(&mut world);
+        let view = installed_view(&world, leads).number;
+        world.run_for(Duration::from_secs(3));
+        assert_eq!(installed_view(&world, leads).number, view, "seed {seed}: {}", describe(&world));
+        heal_and_check(&mut world);
+    }
+}

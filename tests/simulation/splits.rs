@@ -308,6 +308,48 @@ fn a_command_tried_on_both_sides_of_a_split_is_carried_out_once() {
     }
 }
 
+/// R4: one side refuses a command, for the session has just been ended there, but the client does not hear of it, tries
+/// the other side, and is told that it is done.
+#[test]
+fn what_one_side_of_a_split_has_refused_and_the_other_carried_out_is_not_lost() {
+    for seed in 0..12 {
+        let mut world = world_of_three(seed);
+        let sender = world.add_client();
+        assert!(is_done(world.wait_for_client(sender, LATER).as_ref()), "{}", describe(&world));
+        let (mut world, mut sent) = lonely_primaries(world);
+        let refuses = winner(&world).expect("each of them leads");
+        let other_device = world.add_client();
+        let device = &mut world.clients[other_device];
+        (device.owner, device.name, device.wishes) = (sender, format!("user{sender}"), [Op::Login].into());
+        pin(&mut world, other_device, refuses);
+        assert!(is_done(world.wait_for_client(other_device, LATER).as_ref()), "{}", describe(&world));
+        pin(&mut world, sender, refuses);
+        let before = log_end(&world, refuses);
+        world.servers[refuses].disk_stuck_until = world.now + SOON;
+        for (client, op) in [
+            (other_device, Op::LogoutEverywhere),
+            (sender, Op::Send { to: BOB, text: "refused here, done there".into() }),
+        ] {
+            let end = log_end(&world, refuses);
+            world.wish(client, op);
+            assert!(world.run_until(SOON, |world| log_end(world, refuses) > end), "{}", describe(&world));
+        }
+        assert_eq!(log_end(&world, refuses), before + 2, "{}", describe(&world));
+        pin(&mut world, sender, (refuses + 1) % 3);
+        let ended = world.wait_for_client(sender, LATER);
+        assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}");
+        world.run_for(SOON);
+        sent[BOB].push("refused here, done there".into());
+        check_all(&mut world, &sent);
+    }
+}
+
+/// Where a server's log ends.
+fn log_end(world: &World, at: usize) -> u64 {
+    let replica = world.servers[at].replica().expect("it runs");
+    replica.status(world.servers[at].clock.monotonic(world.now)).last
+}
+
 /// What the loser has applied is in all of its checkpoints, and the log's beginning is cut: it begins anew, and has its
 /// rows proposed again all the same.
 #[test]

@@ -168,7 +168,7 @@ fn a_row_that_does_not_fit_is_refused_with_what_was_found_and_expected() {
         (vec![user(A, "alice~1")], "found \"alice~1\" in field 2, expected a name of 1 to 32"),
         (vec![(Table::Users, format!("{A},alice,p,0,0,0"))], "expected the id of the request that set the"),
         (vec![alice, (Table::Queued, format!("{A},2,{A},{A},0,yes,text"))], "expected late or nothing"),
-        (vec![applied("since,1,,,")], "found \"since\" in field 1, expected from, absent or ids"),
+        (vec![applied("since,1,,,")], "found \"since\" in field 1, expected from, absent, ids or refused"),
         (vec![applied("from,11,,,")], "found \"11\" in field 2, expected an index up to the checkpoint's"),
         (
             vec![applied("absent,3,2,,"), applied("absent,3,2,,")],

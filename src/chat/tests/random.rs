@@ -112,10 +112,7 @@ impl Script {
                 let checked = password(own);
                 (own, Command::ChangePassword { checked, password: request.to_string() })
             }
-            Step::Send { name, text } => {
-                self.sent.push(MessageId(request));
-                (own, Command::Send { to: named(*name), text: text.clone() })
-            }
+            Step::Send { name, text } => (own, Command::Send { to: named(*name), text: text.clone() }),
             Step::Acknowledge { picks } => (own, Command::Acknowledge { messages: picked(picks) }),
             Step::Delete { picks } => (own, Command::Delete { messages: picked(picks) }),
             Step::Intrude { name } => (named(*name), Command::Delete { messages: self.sent.clone() }),
@@ -145,9 +142,18 @@ impl Script {
         for (client, step) in steps {
             let operation = self.operation(chat, *client, step);
             chat.apply(&operation);
+            self.note_sent(chat, &operation);
             operations.push(operation);
         }
         operations
+    }
+
+    /// Nobody takes or deletes a message that is not there yet.
+    fn note_sent(&mut self, chat: &Chat, operation: &Operation) {
+        if let Operation::Command(command) | Operation::Rebased { command, .. } = operation {
+            let id = MessageId(command.request);
+            self.sent.extend(chat.state.message(id).map(|_| id));
+        }
     }
 }
 
@@ -324,10 +330,12 @@ impl Split {
         let operation = self.script.operation(on, client, step);
         if side != Side::Here {
             self.there.apply(&operation);
+            self.script.note_sent(&self.there, &operation);
             self.diverged.push((self.there.unix_ms, operation.clone()));
         }
         if side != Side::There {
             self.here.apply(&operation);
+            self.script.note_sent(&self.here, &operation);
         }
     }
 
@@ -394,7 +402,7 @@ impl Split {
 }
 
 fn is_known(state: &State, operation: &Operation) -> bool {
-    matches!(operation, Operation::Rebased { command, .. } if state.applied.has(command.request))
+    matches!(operation, Operation::Rebased { fork, command } if state.applied.settles(command.request, *fork))
 }
 
 /// Whether it counts for messages that come from the other side even if the command is known here.

@@ -125,6 +125,34 @@ fn a_command_is_deduplicated_by_its_own_id_though_later_numbers_are_known() {
     assert_eq!(known, Known::Forgotten, "the client has that reply");
 }
 
+/// The client heard nothing from here, tried the same requests there, and was told that they were done.
+#[test]
+fn what_was_refused_here_and_carried_out_there_is_carried_out_once() {
+    let (mut here, alice, bob) = alice_and_bob();
+    let (mut there, fork) = here.split();
+    let hello = here.command(alice, send(bob, "hello"));
+    let register_carol = ClientCommand {
+        request: request(ClientId(3), 1),
+        acknowledged: RequestNumber(0),
+        account: AccountId(request(ClientId(3), 1)),
+        command: register("carol"),
+    };
+    here.ask(alice, Command::Logout { everywhere: true });
+    here.register(4, "carol");
+    for command in [&hello, &register_carol] {
+        let refused = here.apply(&Operation::Command(command.clone())).reply;
+        assert!(matches!(refused, Some(Reply::Refused(_))), "{refused:?}");
+        let done = there.apply(&Operation::Command(command.clone())).reply;
+        assert!(!matches!(done, Some(Reply::Refused(_))), "{done:?}");
+    }
+    for _ in 0..2 {
+        here.rebase(fork, 5, &hello);
+        here.rebase(fork, 5, &register_carol);
+    }
+    assert_eq!(here.waiting(bob), ["alice>bob hello"]);
+    assert!(here.state.account(register_carol.account).is_some());
+}
+
 #[test]
 fn a_retry_of_a_rebased_command_gets_its_reply() {
     let (mut chat, alice, bob) = alice_and_bob();
