@@ -122,7 +122,7 @@
 //! |---|---|---|
 //! | torn last row: no newline at its end | bytes that were never synced, so never acknowledged | recovery cuts them; the disk counts as whole (D4) |
 //! | damaged last row, complete | a row that may have been acknowledged | it is cut, and the disk is *suspect*: its log starts a view only if no whole disk can (`authority::sources`) |
-//! | rot: damaged rows with good ones after them | a gap, whose size the sequence numbers and indexes tell | never cut. The server counts for nothing, asks the others for the entries (`tick_repair`), keeps the damaged file as `rotten-*.csv`, and recovers anew. If nobody has them it says so and waits |
+//! | rot: damaged rows with good ones after them | a gap, whose size the sequence numbers and indexes tell | never cut. The server counts for nothing, asks the others for the entries (`tick_repair`), keeps the damaged file as `rotten-*.csv`, and recovers anew. If nobody has them it goes on without if its checkpoint is later; else it says so and waits |
 //! | rot in the hard state or a view's row | a server that may have forgotten a promise | the disk is *partial*: it must catch up first, and has not answered for the lives it may have forgotten (V6) |
 //! | bad table in a checkpoint | an older generation, or the log from its begin | that stands in; the bad one is kept as `checkpoints/rotten-*`. If neither reaches back, the server refuses to start and overwrites nothing |
 //! | failed write or fdatasync | rows of which the page cache may say more than the disk | never tried again, never acknowledged: exit code 3 (D2); a sole member goes on read-only. The next start rewrites and syncs the live segment before anything in it counts |
@@ -136,7 +136,7 @@
 //! | mistake | what is left | what happens |
 //! |---|---|---|
 //! | wiped directory | nothing | draws a new incarnation, is *partial*, and catches up as a learner; it neither leads nor counts as having answered (V6). Beside a known `cluster.id` it never creates a cluster |
-//! | directory restored from an old copy | an old log, an old incarnation | the others know a later one (`on_restored_disk`): as if wiped, but only what it lacks travels |
+//! | directory restored from an old copy | an old log, an old incarnation | the others know a later one (`on_restored_disk`): as if wiped, but only what it lacks travels. Alone it would know of nothing later: start it with `--cold-wait never` until it has caught up |
 //! | two started as `primary`, out of each other's reach | two clusters | the one without users yields and joins the other, whatever its age. If both have users they never merge: a starting server exits with code 1, a running one says so once and goes on |
 //! | restarted as `primary` while another leads | one cluster, as before | the role counts in an empty directory only: it joins as a learner |
 //! | directory of another server, cluster list or format | all of it | refused with file, line, what was found and expected: exit code 1. A directory in use is locked |

@@ -538,6 +538,30 @@ fn a_view_whose_first_row_has_rotted_begins_where_the_checkpoint_says() {
     assert_eq!(opened.recovered.views, known.views(last));
 }
 
+/// The checkpoint says what comes before the first entry after the gap.
+#[test]
+fn entries_after_a_gap_that_ends_with_the_checkpoint_are_read_if_they_follow_it() {
+    for follows in [true, false] {
+        let mut known = Known::default();
+        let (disk, mut opened) = fresh(1);
+        opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+        append(&mut opened, &mut known, 1, 10);
+        opened.log.write(&Write::Commit(LogIndex(10))).unwrap();
+        opened.log.sync().unwrap();
+        let last = opened.log.last();
+        let mut position = known.position_at(last, LogIndex(8));
+        position.chain ^= u32::from(!follows);
+        take_checkpoint(&mut opened, &known, position).unwrap();
+        let history = known.history(last);
+        rot_row_with(&disk, &history[7].bytes);
+        let opened = try_open(&disk.restart()).unwrap();
+        assert_eq!(opened.recovered.gaps, [(history[6].position(), LogIndex(8))]);
+        assert_eq!(opened.recovered.applied.index, LogIndex(if follows { 10 } else { 8 }));
+        let read = opened.reader.read(LogIndex(9), LogIndex(10)).unwrap();
+        assert_eq!(read.1, if follows { &history[8..] } else { &[] });
+    }
+}
+
 #[test]
 fn a_log_that_was_cut_in_front_survives_damage_to_its_anchor() {
     let mut known = Known::default();

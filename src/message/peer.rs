@@ -29,7 +29,7 @@ pub struct Report {
     pub continuous: bool,
     /// The same, if whoever has gone on without it has waited for 3 s more: a minority (V11).
     pub nearly_continuous: bool,
-    /// It has never belonged to a cluster, or its disk is being repaired: it counts for nothing.
+    /// It has never belonged to a cluster, or its log is being repaired or replaced: that starts no view.
     pub empty: bool,
     /// Its log ends with a committed `closed` entry of that view.
     pub closed: bool,

@@ -140,20 +140,21 @@ fn missing_witnesses(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
 
 /// V6: a wiped or restored disk has never "answered". That of a member must have forgotten nothing since the life in
 /// which it was named, that of a candidate nothing since a view that it has held itself; whether it holds the view's log,
-/// or has moved rows aside (D5), is another question, for [`sources`].
+/// or has moved rows aside (D5), or lost some to rot (D4), is another question, for [`sources`].
 fn is_witness(ballot: &Ballot<'_>, server: ServerId, installed: &View) -> bool {
     let Some(report) = ballot.reports.get(&server) else { return false };
     let membership = installed.member(server).or_else(|| report.installed.member(server));
     let remembers = membership
         .is_some_and(|member| report.born <= member.incarnation && member.incarnation <= report.incarnation);
-    (remembers && !report.empty || removed!("V6-wiped")) && is_latest_life(ballot, server, report)
+    (remembers || removed!("V6-wiped")) && is_latest_life(ballot, server, report)
 }
 
 fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> bool {
     ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
 }
 
-/// V3 with D4: a suspect disk is a source only if there is no whole one, and none is waited for any longer.
+/// V3 with D4: a suspect disk is a source only if there is no whole one, none is waited for any longer, and none that
+/// lacks rows may get them yet.
 fn sources(ballot: &Ballot<'_>, installed: &View, all_heard: bool) -> Vec<ServerId> {
     let holding = |standing: Standing| -> Vec<ServerId> {
         let holds = |server: &ServerId, report: &Report| {
@@ -170,7 +171,9 @@ fn sources(ballot: &Ballot<'_>, installed: &View, all_heard: bool) -> Vec<Server
             .collect()
     };
     let whole = holding(Standing::Whole);
-    if whole.is_empty() && all_heard { holding(Standing::Suspect) } else { whole }
+    let incomplete = |report: &Report| report.empty && report.installed.number == installed.number;
+    let may_be_whole = ballot.reports.values().any(incomplete) && !ballot.waited;
+    if whole.is_empty() && all_heard && !may_be_whole { holding(Standing::Suspect) } else { whole }
 }
 
 /// V4: the longest log among the sources; of equal ones the first listed.
@@ -390,6 +393,20 @@ mod tests {
         assert!(decide(&[(1, suspect.clone())], &[2, 3]).is_err());
         let formation = decide(&[(1, suspect.clone()), (2, suspect)], &[3]).unwrap();
         assert_eq!(formation.longest, ServerId(1));
+    }
+
+    #[test]
+    fn a_disk_that_lacks_rows_has_answered_and_its_log_does_not_count() {
+        let last = view(7, 1, &[1, 2]);
+        let rotten = Report { empty: true, ..report(&last, 9) };
+        let formation = decide(&[(1, rotten.clone()), (2, report(&last, 5))], &[3]).unwrap();
+        assert_eq!(formation.sources, [ServerId(2)]);
+        let suspect = Report { standing: Standing::Suspect, ..report(&last, 5) };
+        assert!(
+            decide(&[(1, rotten.clone()), (2, suspect)], &[3]).is_err(),
+            "it may have what that one has lost"
+        );
+        assert!(decide(&[(1, rotten), (2, report(&view(6, 1, &[1, 2]), 5))], &[3]).is_err());
     }
 
     #[test]

@@ -549,9 +549,9 @@ impl Replica {
         self.send_to_peers(&PeerMessage::FetchRows { after, through });
     }
 
-    /// Any server that has the rows gives them, whatever view there is.
+    /// Any server that has the rows gives them, whatever view there is; one that lacks others itself has them on its disk.
     pub(super) fn on_fetch_rows(&mut self, from: ServerId, after: Position, through: LogIndex) {
-        if self.repairing.is_under_way() || self.log.synced() < through {
+        if self.log.synced() < through && !self.repairing.is_under_way() {
             return self.send(from, PeerMessage::Rows { after, entries: Vec::new() });
         }
         let already = |read: &PeerRead| matches!(read, PeerRead::Rows { to, .. } if *to == from);
@@ -615,8 +615,9 @@ impl Replica {
     /// log is read on from there. Learners that ask for them start from a checkpoint (T3).
     fn maybe_leave_gap(&mut self) -> bool {
         let Some((after, through)) = self.repairing.gaps.first().copied() else { return false };
-        // What follows a gap at once is not vouched for by a row, so it has not been read.
-        if self.repairing.asked.is_none() || through >= self.state.index() || !self.nobody_has_rows() {
+        // What follows a gap has been read if a row or the checkpoint says that it does follow.
+        let is_read = through <= self.state.index() && through < self.log.last().index;
+        if self.repairing.asked.is_none() || !is_read || !self.nobody_has_rows() {
             return false;
         }
         self.warn(format!(

@@ -116,6 +116,29 @@ impl<F: DiskFile> Index<F> {
         }
     }
 
+    /// A checkpoint as of `position` says what was before the first entry after a gap: if that entry follows, it can be
+    /// read.
+    ///
+    /// # Errors
+    /// The row can't be read.
+    pub(super) fn vouch(&mut self, position: Position) -> Result<(), StorageError> {
+        let Some(at) = self.runs.iter().position(|run| run.loose && run.previous.index == position.index)
+        else {
+            return Ok(());
+        };
+        let stretch = self.stretch(position.index.next()).expect("a run has a first entry");
+        let mut follows = false;
+        stretch.read(|found| {
+            follows = check_chain(&found.line, Some(position)).is_ok();
+            Ok(false)
+        })?;
+        if follows {
+            let run = &mut self.runs[at];
+            (run.previous, run.marks[0].previous, run.loose) = (position, position, false);
+        }
+        Ok(())
+    }
+
     /// Forgets the entries above `after`.
     pub(super) fn truncate(&mut self, after: LogIndex) {
         self.runs.retain(|run| run.previous.index < after);

@@ -99,6 +99,7 @@ pub fn open_with<D: Disk>(
     }
     rewrite_live(&disk, &mut found)?;
     settle_checkpoints(&disk, &chosen.kept, &chosen.bad, chosen.aside)?;
+    found.index.vouch(recovered.applied)?;
     let commit = found.commit;
     let mut log = CommitLog::resume(disk.clone(), found, segment_bytes_max)?;
     if chosen.anew {
