@@ -274,6 +274,50 @@ fn an_entry_that_has_rotted_in_two_segments_is_filled_in_where_it_counts() {
     assert_eq!(read_all(&opened), history);
 }
 
+/// The last row of a segment and the first ones of the next: each hole is in its own file.
+#[test]
+fn damage_that_goes_on_in_the_next_segment_is_two_holes() {
+    for sealed_twice in [false, true] {
+        let mut known = Known::default();
+        let (disk, mut opened) = fresh(1);
+        opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+        append(&mut opened, &mut known, 1, 5);
+        let sealed = |disk: &MemoryDisk| -> Vec<String> {
+            disk.files().into_iter().filter(|name| name.starts_with("server_log-")).collect()
+        };
+        while sealed(&disk).is_empty() {
+            append(&mut opened, &mut known, 1, 1);
+            opened.log.sync().unwrap();
+        }
+        append(&mut opened, &mut known, 1, 5);
+        opened.log.sync().unwrap();
+        if sealed_twice {
+            seal(&disk, &mut opened);
+        }
+        let history = known.history(opened.log.last());
+        let files = sealed(&disk);
+        let last_row = |name: &String| {
+            let bytes = disk.bytes(name).unwrap();
+            bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1
+        };
+        let (first, second) = (&files[0], files.get(1).map_or(LIVE, String::as_str));
+        let text = String::from_utf8(disk.bytes(first).unwrap()[last_row(first)..].to_vec()).unwrap();
+        let lost: u64 = text.split(',').nth(2).unwrap().parse().expect("an entry's index");
+        disk.flip_bit(first, last_row(first), 1);
+        let head = disk.bytes(second).unwrap().iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        disk.flip_bit(second, head, 1);
+        let mut opened = try_open(&disk.restart()).unwrap();
+        let before = usize::try_from(lost).unwrap() - 1;
+        let after = history[before - 1].position();
+        assert_eq!(opened.recovered.gaps, [(after, LogIndex(lost))], "{:?}", opened.notices);
+        opened.log.repair(after, &history[before..=before]).unwrap();
+        assert_eq!(read_all(&opened), history);
+        let opened = try_open(&disk.crash()).unwrap();
+        assert!(opened.recovered.gaps.is_empty(), "{:?}", opened.notices);
+        assert_eq!(read_all(&opened), history);
+    }
+}
+
 #[test]
 fn entries_that_rotted_before_and_after_a_truncation_are_filled_in_behind_it() {
     let mut known = Known::default();
@@ -540,26 +584,21 @@ fn a_view_whose_first_row_has_rotted_begins_where_the_checkpoint_says() {
 
 /// The checkpoint says what comes before the first entry after the gap.
 #[test]
-fn entries_after_a_gap_that_ends_with_the_checkpoint_are_read_if_they_follow_it() {
-    for follows in [true, false] {
-        let mut known = Known::default();
-        let (disk, mut opened) = fresh(1);
-        opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
-        append(&mut opened, &mut known, 1, 10);
-        opened.log.write(&Write::Commit(LogIndex(10))).unwrap();
-        opened.log.sync().unwrap();
-        let last = opened.log.last();
-        let mut position = known.position_at(last, LogIndex(8));
-        position.chain ^= u32::from(!follows);
-        take_checkpoint(&mut opened, &known, position).unwrap();
-        let history = known.history(last);
-        rot_row_with(&disk, &history[7].bytes);
-        let opened = try_open(&disk.restart()).unwrap();
-        assert_eq!(opened.recovered.gaps, [(history[6].position(), LogIndex(8))]);
-        assert_eq!(opened.recovered.applied.index, LogIndex(if follows { 10 } else { 8 }));
-        let read = opened.reader.read(LogIndex(9), LogIndex(10)).unwrap();
-        assert_eq!(read.1, if follows { &history[8..] } else { &[] });
-    }
+fn entries_after_a_gap_that_ends_with_the_checkpoint_are_read() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 10);
+    opened.log.write(&Write::Commit(LogIndex(10))).unwrap();
+    opened.log.sync().unwrap();
+    let last = opened.log.last();
+    take_checkpoint(&mut opened, &known, known.position_at(last, LogIndex(8))).unwrap();
+    let history = known.history(last);
+    rot_row_with(&disk, &history[7].bytes);
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(opened.recovered.gaps, [(history[6].position(), LogIndex(8))]);
+    assert_eq!(opened.recovered.applied.index, LogIndex(10));
+    assert_eq!(opened.reader.read(LogIndex(9), LogIndex(10)).unwrap().1, history[8..]);
 }
 
 #[test]

@@ -16,18 +16,36 @@ pub(super) const GENERATION_ENTRIES: u64 = 16_384;
 
 const RUN_ROW_BYTES: u64 = 45;
 
-/// Ids of one client with numbers one after the other.
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fate {
+    CarriedOut,
+    /// It has done nothing here. On the other side of a split it may have been carried out.
+    Refused,
+}
+
+/// Ids of one client with numbers one after the other, of commands with one fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
+    pub(super) fate: Fate,
     pub(super) first: RequestId,
     pub(super) last: RequestNumber,
 }
 
 impl Run {
-    fn has(&self, id: RequestId) -> bool {
-        self.first.client == id.client && (self.first.number..=self.last).contains(&id.number)
+    fn new(((fate, first), last): (&(Fate, RequestId), &RequestNumber)) -> Self {
+        Self { fate: *fate, first: *first, last: *last }
+    }
+
+    fn has(&self, fate: Fate, id: RequestId) -> bool {
+        self.fate == fate
+            && self.first.client == id.client
+            && (self.first.number..=self.last).contains(&id.number)
     }
 }
+
+/// The runs of one generation: the first id of each and its last number.
+type Runs = BTreeMap<(Fate, RequestId), RequestNumber>;
 
 /// A generation that gets no more ids.
 #[derive(Debug)]
@@ -36,33 +54,16 @@ struct Generation {
     number: u64,
     /// Ascending.
     runs: Vec<Run>,
-    /// Ascending: commands that were refused, and by which entries.
-    refused: Vec<(RequestId, LogIndex)>,
 }
 
 impl Generation {
-    fn has(&self, id: RequestId) -> bool {
-        let behind = self.runs.partition_point(|run| run.first <= id);
-        behind > 0 && self.runs[behind - 1].has(id)
+    fn new(number: u64, runs: &Runs) -> Self {
+        Self { number, runs: runs.iter().map(Run::new).collect() }
     }
 
-    fn refused(&self, id: RequestId) -> Option<LogIndex> {
-        let at = self.refused.binary_search_by_key(&id, |(refused, _)| *refused).ok()?;
-        Some(self.refused[at].1)
-    }
-
-    fn rows(&self) -> usize {
-        self.runs.len() + self.refused.len()
-    }
-
-    fn row(&self, at: usize) -> AppliedRow {
-        match self.runs.get(at) {
-            Some(run) => AppliedRow::Run(self.number, *run),
-            None => {
-                let (id, index) = self.refused[at - self.runs.len()];
-                AppliedRow::Refused(index, id)
-            }
-        }
+    fn has(&self, fate: Fate, id: RequestId) -> bool {
+        let behind = self.runs.partition_point(|run| (run.fate, run.first) <= (fate, id));
+        behind > 0 && self.runs[behind - 1].has(fate, id)
     }
 }
 
@@ -75,15 +76,13 @@ pub(super) enum AppliedRow {
     Absent(ServerId, LogIndex),
     /// Ids of one generation.
     Run(u64, Run),
-    /// A command that this entry has refused.
-    Refused(LogIndex, RequestId),
 }
 
 impl AppliedRow {
     /// What stands in the column `at`.
     pub(super) fn at(self) -> u64 {
         match self {
-            Self::From(index) | Self::Absent(_, index) | Self::Refused(index, _) => index.0,
+            Self::From(index) | Self::Absent(_, index) => index.0,
             Self::Run(generation, _) => generation,
         }
     }
@@ -94,7 +93,7 @@ impl AppliedRow {
 struct Reading {
     head: VecDeque<AppliedRow>,
     generations: VecDeque<Arc<Generation>>,
-    /// Which row of the first of them is next.
+    /// Which run of the first of them is next.
     at: usize,
 }
 
@@ -107,12 +106,10 @@ pub(super) struct AppliedIds {
     absent: BTreeMap<ServerId, LogIndex>,
     /// Oldest first; those without ids are left out.
     closed: VecDeque<Arc<Generation>>,
-    /// How many rows those have.
-    closed_rows: usize,
-    /// Of the generation under way: the first id of each run and its last number.
-    open: BTreeMap<RequestId, RequestNumber>,
-    /// Of the generation under way: what was refused, and by which entry.
-    open_refused: BTreeMap<RequestId, LogIndex>,
+    /// How many runs those have.
+    closed_runs: usize,
+    /// The generation under way.
+    open: Runs,
     reading: Option<Reading>,
 }
 
@@ -122,70 +119,48 @@ impl AppliedIds {
         self.from
     }
 
-    /// Whether a command with this id was carried out in the entries that are kept.
-    pub(super) fn has(&self, id: RequestId) -> bool {
-        let run = self.open.range(..=id).next_back();
-        run.is_some_and(|(first, last)| Run { first: *first, last: *last }.has(id))
-            || self.closed.iter().rev().any(|generation| generation.has(id))
+    /// Whether a command with this id had this fate in the entries that are kept.
+    pub(super) fn has(&self, fate: Fate, id: RequestId) -> bool {
+        let run = self.open.range(..=(fate, id)).next_back();
+        run.is_some_and(|run| Run::new(run).has(fate, id))
+            || self.closed.iter().rev().any(|generation| generation.has(fate, id))
     }
 
-    /// Which of the entries that are kept was the first to refuse the command with this id.
-    pub(super) fn refused(&self, id: RequestId) -> Option<LogIndex> {
-        let closed = self.closed.iter().find_map(|generation| generation.refused(id));
-        closed.or_else(|| self.open_refused.get(&id).copied())
+    /// Whether a command with this id was refused after the entry `fork`, or in the generation that this was in.
+    pub(super) fn was_refused_since(&self, fork: LogIndex, id: RequestId) -> bool {
+        let is_later = |generation: &&Arc<Generation>| (generation.number + 1) * GENERATION_ENTRIES > fork.0;
+        let run = self.open.range(..=(Fate::Refused, id)).next_back();
+        run.is_some_and(|run| Run::new(run).has(Fate::Refused, id))
+            || self.closed.iter().rev().take_while(is_later).any(|closed| closed.has(Fate::Refused, id))
     }
 
-    /// Whether a command from a log that shares only what is up to `fork` needs no more to be done: it was carried out,
-    /// or refused when the logs were one. What was refused since may have been carried out, and acknowledged, there.
-    pub(super) fn settles(&self, id: RequestId, fork: LogIndex) -> bool {
-        self.has(id) || self.refused(id).is_some_and(|index| index <= fork)
-    }
-
-    /// Takes in the id of a command that the entry `index` has refused.
-    pub(super) fn refuse(&mut self, id: RequestId, index: LogIndex) {
-        if !self.has(id) && self.refused(id).is_none() {
-            self.open_refused.insert(id, index);
-        }
-    }
-
-    /// Takes in the id of a command that is carried out.
-    pub(super) fn insert(&mut self, id: RequestId) {
-        if let Some((first, last)) = self.open.range_mut(..=id).next_back()
-            && first.client == id.client
+    /// Takes in the id of a command that was applied.
+    pub(super) fn insert(&mut self, fate: Fate, id: RequestId) {
+        if let Some(((earlier, first), last)) = self.open.range_mut(..=(fate, id)).next_back()
+            && (*earlier, first.client) == (fate, id.client)
             && id.number.0 <= last.0.saturating_add(1)
         {
             *last = id.number.max(*last);
             return;
         }
-        self.open.insert(id, id.number);
+        self.open.insert((fate, id), id.number);
     }
 
     /// Begins a new generation if `index`, the entry that is being applied, is the first of one.
     pub(super) fn advance(&mut self, index: LogIndex) {
-        if index == LogIndex::ZERO || !index.0.is_multiple_of(GENERATION_ENTRIES) {
+        if !index.0.is_multiple_of(GENERATION_ENTRIES) {
             return;
         }
-        if let Some(generation) = self.open_generation(index.previous()) {
-            self.closed_rows += generation.rows();
-            self.closed.push_back(Arc::new(generation));
+        if !self.open.is_empty() {
+            self.closed_runs += self.open.len();
+            self.closed.push_back(Arc::new(Generation::new(index.0 / GENERATION_ENTRIES - 1, &self.open)));
             self.open.clear();
-            self.open_refused.clear();
         }
         let keep_from = self.keep_from(index) / GENERATION_ENTRIES;
         self.from = self.from.max(LogIndex(keep_from * GENERATION_ENTRIES));
         while let Some(gone) = self.closed.pop_front_if(|generation| generation.number < keep_from) {
-            self.closed_rows -= gone.rows();
+            self.closed_runs -= gone.runs.len();
         }
-    }
-
-    /// The generation under way at `index`, if it has any ids.
-    fn open_generation(&self, index: LogIndex) -> Option<Generation> {
-        let number = index.0 / GENERATION_ENTRIES;
-        let runs: Vec<Run> =
-            self.open.iter().map(|(first, last)| Run { first: *first, last: *last }).collect();
-        let refused: Vec<_> = self.open_refused.iter().map(|(id, index)| (*id, *index)).collect();
-        let generation = Generation { number, runs, refused };
-        (generation.rows() > 0).then_some(generation)
     }
 
     /// Up to where ids may be forgotten at `index` (R8): an absent server may hold rows that nobody else does since a
@@ -206,7 +181,7 @@ impl AppliedIds {
 
     /// Roughly how many bytes the ids take in a checkpoint.
     pub(super) fn bytes(&self) -> u64 {
-        (self.open.len() + self.open_refused.len() + self.closed_rows) as u64 * RUN_ROW_BYTES
+        (self.open.len() + self.closed_runs) as u64 * RUN_ROW_BYTES
     }
 
     /// Whether what is kept can be.
@@ -217,25 +192,18 @@ impl AppliedIds {
         if self.from > index.next() || !ascending || last.is_some_and(|last| last >= open) {
             return Err(format!("ids of entries from {} on at {index}, in wrong generations", self.from));
         }
-        let under_way = self.open_generation(index);
-        for generation in self.closed.iter().map(Arc::as_ref).chain(under_way.as_ref()) {
-            for pair in generation.runs.windows(2) {
+        let closed = self.closed.iter().map(|generation| generation.runs.as_slice());
+        let open: Vec<Run> = self.open.iter().map(Run::new).collect();
+        for runs in closed.clone().chain([open.as_slice()]) {
+            for pair in runs.windows(2) {
                 ensure_above(Some(pair[0]), pair[1]).map_err(|_| format!("{pair:?} overlap"))?;
             }
-            for pair in generation.refused.windows(2).filter(|pair| pair[0].0 >= pair[1].0) {
-                return Err(format!("refused: {pair:?} are out of order"));
-            }
-            for (id, at) in &generation.refused {
-                if at.0 / GENERATION_ENTRIES != generation.number || *at > index {
-                    return Err(format!("{id} was refused by entry {at}, in another generation"));
-                }
-            }
         }
-        let counted: usize = self.closed.iter().map(|generation| generation.rows()).sum();
-        if counted == self.closed_rows {
+        let counted: usize = closed.map(<[Run]>::len).sum();
+        if counted == self.closed_runs {
             Ok(())
         } else {
-            Err(format!("{counted} rows of ids are miscounted"))
+            Err(format!("{counted} runs of ids are miscounted"))
         }
     }
 
@@ -247,7 +215,9 @@ impl AppliedIds {
         }
         head.extend(self.absent.iter().map(|(server, since)| AppliedRow::Absent(*server, *since)));
         let mut generations = self.closed.clone();
-        generations.extend(self.open_generation(index).map(Arc::new));
+        if !self.open.is_empty() {
+            generations.push_back(Arc::new(Generation::new(index.0 / GENERATION_ENTRIES, &self.open)));
+        }
         self.reading = Some(Reading { head, generations, at: 0 });
     }
 
@@ -289,61 +259,34 @@ impl AppliedIds {
                 }
                 self.absent.insert(server, since);
             }
-            AppliedRow::Run(_, Run { first, last }) if last < first.number => {
+            AppliedRow::Run(_, Run { first, last, .. }) if last < first.number => {
                 return Err("a last number that is not below the first");
             }
             AppliedRow::Run(number, run) if number == open => {
-                let before =
-                    self.open.last_key_value().map(|(first, last)| Run { first: *first, last: *last });
-                ensure_above(before, run)?;
-                self.open.insert(run.first, run.last);
+                ensure_above(self.open.last_key_value().map(Run::new), run)?;
+                self.open.insert((run.fate, run.first), run.last);
             }
-            AppliedRow::Run(number, run) => {
-                let generation = self.restored_generation(open, number)?;
-                if !generation.refused.is_empty() {
-                    return Err("the ids of a generation before those that it has refused");
-                }
-                ensure_above(generation.runs.last().copied(), run)?;
-                generation.runs.push(run);
-                self.closed_rows += 1;
-            }
-            AppliedRow::Refused(by, _) if by > index => return Err("an index up to the checkpoint's"),
-            AppliedRow::Refused(by, id) => {
-                let above = |last: Option<&RequestId>| {
-                    if last.is_none_or(|last| *last < id) { Ok(()) } else { Err(ABOVE) }
-                };
-                let number = by.0 / GENERATION_ENTRIES;
-                if number == open {
-                    above(self.open_refused.last_key_value().map(|(id, _)| id))?;
-                    self.open_refused.insert(id, by);
-                } else {
-                    let generation = self.restored_generation(open, number)?;
-                    above(generation.refused.last().map(|(id, _)| id))?;
-                    generation.refused.push((id, by));
-                    self.closed_rows += 1;
-                }
-            }
+            AppliedRow::Run(number, run) => self.restore_closed(open, number, run)?,
         }
         Ok(())
     }
 
-    /// The generation that a row goes to: that of the row before, or a later one.
-    fn restored_generation(&mut self, open: u64, number: u64) -> Result<&mut Generation, &'static str> {
+    fn restore_closed(&mut self, open: u64, number: u64, run: Run) -> Result<(), &'static str> {
         let expected = "a generation from that of the row before to the checkpoint's own";
-        let last = self.closed.back().map(|generation| generation.number);
-        if number > open
-            || number < self.from.0 / GENERATION_ENTRIES
-            || last.is_some_and(|last| last > number)
-            || !self.open.is_empty()
-            || !self.open_refused.is_empty()
-        {
+        if number > open || number < self.from.0 / GENERATION_ENTRIES || !self.open.is_empty() {
             return Err(expected);
         }
-        if last != Some(number) {
-            self.closed.push_back(Arc::new(Generation { number, runs: Vec::new(), refused: Vec::new() }));
+        match self.closed.back_mut().filter(|generation| generation.number >= number) {
+            None => self.closed.push_back(Arc::new(Generation { number, runs: vec![run] })),
+            Some(generation) if generation.number > number => return Err(expected),
+            Some(generation) => {
+                ensure_above(generation.runs.last().copied(), run)?;
+                let generation = Arc::get_mut(generation).expect("nobody reads what is being restored");
+                generation.runs.push(run);
+            }
         }
-        let generation = self.closed.back_mut().expect("it has just been added");
-        Ok(Arc::get_mut(generation).expect("nobody reads what is being restored"))
+        self.closed_runs += 1;
+        Ok(())
     }
 }
 
@@ -353,9 +296,9 @@ impl Reading {
             return Some(row);
         }
         let generation = self.generations.front()?;
-        let row = generation.row(self.at);
+        let row = AppliedRow::Run(generation.number, generation.runs[self.at]);
         self.at += 1;
-        if self.at == generation.rows() {
+        if self.at == generation.runs.len() {
             self.generations.pop_front();
             self.at = 0;
         }
@@ -363,18 +306,17 @@ impl Reading {
     }
 }
 
-const ABOVE: &str = "an id above those of the row before";
-
 fn ensure_above(before: Option<Run>, run: Run) -> Result<(), &'static str> {
     let apart = |before: Run| {
-        before.first.client < run.first.client
-            || (before.first.client == run.first.client && before.last < run.first.number)
+        let end = (before.fate, RequestId { number: before.last, ..before.first });
+        end < (run.fate, run.first)
     };
-    if before.is_none_or(apart) { Ok(()) } else { Err(ABOVE) }
+    if before.is_none_or(apart) { Ok(()) } else { Err("an id above those of the row before") }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Fate::{CarriedOut, Refused};
     use super::*;
     use crate::types::ClientId;
 
@@ -388,7 +330,7 @@ mod tests {
     fn generations(ids: &mut AppliedIds, first: u64, last: u64) {
         for generation in first..=last {
             ids.advance(LogIndex(generation * GENERATION_ENTRIES));
-            ids.insert(id(generation, 7));
+            ids.insert(CarriedOut, id(generation, 7));
         }
     }
 
@@ -396,16 +338,20 @@ mod tests {
     fn numbers_in_sequence_are_one_run_whatever_comes_between() {
         let mut ids = AppliedIds::default();
         for number in 1..=1000 {
-            ids.insert(id(1, number));
-            ids.insert(id(2, u64::MAX - 2 * number));
+            ids.insert(CarriedOut, id(1, number));
+            ids.insert(CarriedOut, id(2, u64::MAX - 2 * number));
         }
         assert_eq!(ids.open.len(), 1001);
-        assert!(ids.has(id(1, 1)) && ids.has(id(1, 1000)) && ids.has(id(2, u64::MAX - 2)));
         assert!(
-            !ids.has(id(1, 0))
-                && !ids.has(id(1, 1001))
-                && !ids.has(id(2, u64::MAX - 3))
-                && !ids.has(id(3, 1))
+            ids.has(CarriedOut, id(1, 1))
+                && ids.has(CarriedOut, id(1, 1000))
+                && ids.has(CarriedOut, id(2, u64::MAX - 2))
+        );
+        assert!(
+            !ids.has(CarriedOut, id(1, 0))
+                && !ids.has(CarriedOut, id(1, 1001))
+                && !ids.has(CarriedOut, id(2, u64::MAX - 3))
+                && !ids.has(CarriedOut, id(3, 1))
         );
     }
 
@@ -413,26 +359,28 @@ mod tests {
     fn numbers_out_of_sequence_are_all_known_and_no_others() {
         let mut ids = AppliedIds::default();
         for number in [5, 3, 4, 9, 8, 3, 10, 9, 7] {
-            ids.insert(id(1, number));
+            ids.insert(CarriedOut, id(1, number));
             ids.check(LogIndex(9)).unwrap();
         }
-        let known: Vec<u64> = (0..12).filter(|number| ids.has(id(1, *number))).collect();
+        let known: Vec<u64> = (0..12).filter(|number| ids.has(CarriedOut, id(1, *number))).collect();
         assert_eq!(known, [3, 4, 5, 7, 8, 9, 10]);
     }
 
     #[test]
-    fn a_refusal_settles_a_command_if_the_logs_were_one_and_until_it_is_carried_out() {
+    fn what_was_refused_was_not_carried_out_and_may_be_later() {
         let mut ids = AppliedIds::default();
-        ids.refuse(id(1, 1), LogIndex(5));
-        ids.refuse(id(1, 1), LogIndex(9));
-        assert_eq!(ids.refused(id(1, 1)), Some(LogIndex(5)), "the first one counts");
+        for (fate, number) in [(CarriedOut, 1), (Refused, 2), (CarriedOut, 3), (Refused, 4)] {
+            ids.insert(fate, id(1, number));
+        }
+        ids.insert(CarriedOut, id(1, 4));
+        let known = |fate| (0..6).filter(|number| ids.has(fate, id(1, *number))).collect::<Vec<u64>>();
+        assert_eq!((known(CarriedOut), known(Refused)), (vec![1, 3, 4], vec![2, 4]));
+        ids.check(LogIndex(9)).unwrap();
         ids.advance(LogIndex(GENERATION_ENTRIES));
-        ids.refuse(id(1, 1), LogIndex(GENERATION_ENTRIES));
-        assert!(ids.settles(id(1, 1), LogIndex(5)) && !ids.settles(id(1, 1), LogIndex(4)));
-        assert!(!ids.has(id(1, 1)) && !ids.settles(id(1, 2), LogIndex(9)));
-        ids.check(LogIndex(GENERATION_ENTRIES)).unwrap();
-        ids.insert(id(1, 1));
-        assert!(ids.settles(id(1, 1), LogIndex(0)));
+        let last = LogIndex(GENERATION_ENTRIES - 1);
+        assert!(ids.was_refused_since(last.previous(), id(1, 2)));
+        assert!(!ids.was_refused_since(last.next(), id(1, 2)));
+        assert!(!ids.was_refused_since(LogIndex(1), id(1, 3)));
     }
 
     #[test]
@@ -441,7 +389,7 @@ mod tests {
         generations(&mut ids, 0, 20);
         let kept = UNCOMMITTED_ENTRIES_MAX / GENERATION_ENTRIES;
         assert_eq!(ids.from(), LogIndex((20 - kept) * GENERATION_ENTRIES));
-        assert!(ids.has(id(20 - kept, 7)) && !ids.has(id(19 - kept, 7)));
+        assert!(ids.has(CarriedOut, id(20 - kept, 7)) && !ids.has(CarriedOut, id(19 - kept, 7)));
         ids.check(LogIndex(20 * GENERATION_ENTRIES)).unwrap();
     }
 
@@ -456,7 +404,7 @@ mod tests {
         assert_eq!(ids.from(), LogIndex(from));
         generations(&mut ids, KEPT + 1, KEPT + 20);
         assert!(ids.from() > LogIndex(from), "only so many are kept");
-        assert!(!ids.has(id(10, 7)) && ids.has(id(21, 7)));
+        assert!(!ids.has(CarriedOut, id(10, 7)) && ids.has(CarriedOut, id(21, 7)));
         ids.note_absent(LogIndex((KEPT + 20) * GENERATION_ENTRIES + 1), &[]);
         generations(&mut ids, KEPT + 21, KEPT + 21);
         assert_eq!(ids.closed.len() as u64, UNCOMMITTED_ENTRIES_MAX / GENERATION_ENTRIES);
@@ -469,10 +417,9 @@ mod tests {
         generations(&mut ids, 0, 9);
         ids.note_absent(LogIndex(9 * GENERATION_ENTRIES + 1), &[ServerId(1), ServerId(3)]);
         for number in [1, 2, 5, 9] {
-            ids.insert(id(1, number));
-            ids.refuse(id(1, number + 20), LogIndex(9 * GENERATION_ENTRIES + number));
+            ids.insert(CarriedOut, id(1, number));
+            ids.insert(Refused, id(1, number + 1));
         }
-        ids.refuse(id(0, 1), LogIndex(9 * GENERATION_ENTRIES + 3));
         let index = LogIndex(9 * GENERATION_ENTRIES + 9);
         ids.begin(index);
         let mut rows = Vec::new();

@@ -4,6 +4,7 @@
 use sha2::{Digest, Sha256};
 
 use super::accounts::Handle;
+use super::applied::Fate;
 use super::command::{ClientCommand, Command, Operation, Outcome, Refusal, Reply, TokenHash};
 use super::mailboxes::Message;
 use super::{Account, Known, Session, State};
@@ -67,11 +68,8 @@ impl State {
     /// Carries out a command unless it is known here, and notes its fate (R4).
     fn apply_command(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let reply = self.apply_unless_known(stamp, entered, outcome);
-        if matches!(reply, Reply::Refused(_)) && !removed!("R4-refused") {
-            self.applied.refuse(entered.request, LogIndex(stamp.order));
-        } else {
-            self.applied.insert(entered.request);
-        }
+        let refused = matches!(reply, Reply::Refused(_)) && !removed!("R4-refused");
+        self.applied.insert(if refused { Fate::Refused } else { Fate::CarriedOut }, entered.request);
         reply
     }
 
@@ -79,8 +77,9 @@ impl State {
     fn apply_unless_known(&mut self, stamp: Stamp, entered: &ClientCommand, outcome: &mut Outcome) -> Reply {
         let ClientCommand { request, account, .. } = entered;
         // Of a register only: any other command needs a session, and that knows.
+        let is_known = |fate| self.applied.has(fate, *request);
         let again = matches!(entered.command, Command::Register { .. })
-            && self.applied.settles(*request, LogIndex(stamp.order));
+            && (is_known(Fate::CarriedOut) || is_known(Fate::Refused));
         let session = self.sessions.row(request.client).filter(|row| row.session.account == *account);
         match session.map(|row| self.sessions.known_in(row, *request)) {
             Some(Known::Applied(reply)) => return reply,

@@ -6,7 +6,7 @@
 
 use super::State;
 use super::accounts::AccountRow;
-use super::applied::{AppliedRow, Run};
+use super::applied::{AppliedRow, Fate, Run};
 use super::command::Hex;
 use super::mailboxes::Message;
 use super::sessions::SessionRow;
@@ -228,15 +228,11 @@ fn write_applied(row: &mut RowWriter, applied: AppliedRow) {
             row.plain(server);
             (0..2).for_each(|_| row.encoded(b""));
         }
-        AppliedRow::Refused(index, id) => {
-            row.encoded(b"refused");
-            row.number(index.0);
-            row.plain(id.client);
-            row.number(id.number.0);
-            row.encoded(b"");
-        }
-        AppliedRow::Run(generation, Run { first, last }) => {
-            row.encoded(b"ids");
+        AppliedRow::Run(generation, Run { fate, first, last }) => {
+            row.encoded(match fate {
+                Fate::CarriedOut => b"ids",
+                Fate::Refused => b"refused",
+            });
             row.number(generation);
             row.plain(first.client);
             row.number(first.number.0);

@@ -214,10 +214,12 @@ pub enum ConflictReason {
     ClientIdTaken,
     /// Two accounts were created with the same name; the later has another one now.
     Renamed,
+    /// Not applied: it was refused here, and the other side may have carried it out.
+    Refused,
 }
 
 impl ConflictReason {
-    const ALL: [(Self, &'static str); 7] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Undecidable, "undecidable"),
         (Self::NoSuchRecipient, "no_such_recipient"),
         (Self::NoSuchAccount, "no_such_account"),
@@ -225,6 +227,7 @@ impl ConflictReason {
         (Self::PasswordChanged, "password_changed"),
         (Self::ClientIdTaken, "client_id_taken"),
         (Self::Renamed, "renamed"),
+        (Self::Refused, "refused"),
     ];
 
     /// The keyword for it in files.

@@ -4,6 +4,7 @@
 //! that still makes sense. The rules are such that it does not matter how often a command is proposed again.
 
 use super::State;
+use super::applied::Fate;
 use super::apply::Stamp;
 use super::command::{ClientCommand, Command, ConflictReason, Outcome, Refusal, Reply, TokenHash};
 use super::conflicts::Conflict;
@@ -14,8 +15,8 @@ use crate::types::{AccountId, LogIndex, MessageId, RequestId};
 type Undone = ConflictReason;
 
 impl State {
-    /// Applies a command from a log that shares only what is up to `fork`, unless that is settled here (R4). Gives its
-    /// reply; of one that was settled the reply that its session still has.
+    /// Applies a command from a log that shares only what is up to `fork`, unless that is settled here. Gives its reply;
+    /// of one that was settled the reply that its session still has.
     pub(super) fn apply_rebased(
         &mut self,
         stamp: Stamp,
@@ -24,20 +25,21 @@ impl State {
         outcome: &mut Outcome,
     ) -> Option<Reply> {
         let ClientCommand { request, account, acknowledged, command } = entered;
-        let seen = removed!("R4-exact-id") && self.sessions.has_later(*request);
-        if seen || self.applied.settles(*request, fork) {
+        if self.is_settled(fork, entered) {
             self.repeat(*account, command);
             return match self.known(*request) {
                 super::Known::Applied(reply) => Some(reply),
                 super::Known::Forgotten | super::Known::New => None,
             };
         }
-        self.applied.insert(*request);
         let reply = if fork.next() < self.applied.from() {
             Err(ConflictReason::Undecidable)
+        } else if self.applied.has(Fate::Refused, *request) {
+            Err(ConflictReason::Refused)
         } else {
             self.carry_out_rebased(stamp, fork, entered, outcome)
         };
+        self.applied.insert(Fate::CarriedOut, *request);
         let reply = reply.unwrap_or_else(|reason| {
             let (other, text) = particulars(command);
             self.note_conflict(stamp, reason, entered, *account, other, text);
@@ -45,6 +47,26 @@ impl State {
         });
         self.sessions.maybe_record(*request, *account, *acknowledged, stamp.unix_ms, None, &reply);
         Some(reply)
+    }
+
+    /// Whether a command needs nothing more to be done (R4): it was carried out here, or refused before the logs parted.
+    /// One that was refused since may have been acknowledged on the other side, or its client told here that it was not
+    /// done: nobody can tell, and if it is not one that [`State::repeat`] carries out anyhow it is a conflict.
+    pub(super) fn is_settled(&self, fork: LogIndex, entered: &ClientCommand) -> bool {
+        let request = entered.request;
+        let seen = removed!("R4-exact-id") && self.sessions.has_later(request);
+        let disputed = match entered.command {
+            Command::Register { .. }
+            | Command::DeleteAccount { .. }
+            | Command::ChangePassword { .. }
+            | Command::Send { .. } => self.applied.was_refused_since(fork, request),
+            Command::Login { .. }
+            | Command::Logout { .. }
+            | Command::Acknowledge { .. }
+            | Command::Delete { .. } => false,
+        };
+        seen || self.applied.has(Fate::CarriedOut, request)
+            || self.applied.has(Fate::Refused, request) && !disputed
     }
 
     /// A command that is known here may have found less than on the other side, from where its messages have come

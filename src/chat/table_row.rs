@@ -1,6 +1,6 @@
 //! One row of a checkpoint, read by itself: whether it fits the others is another matter, and another thread's.
 
-use super::applied::{AppliedRow, Run};
+use super::applied::{AppliedRow, Fate, Run};
 use super::command::{Command, ConflictReason, Reply, parse_hash};
 use super::conflicts::Conflict;
 use super::validate::valid_given_name;
@@ -110,19 +110,17 @@ fn reply(fields: &Fields) -> Result<Kind, RowError> {
 }
 
 fn applied(fields: &Fields) -> Result<AppliedRow, RowError> {
-    let request = |fields: &Fields| -> Result<RequestId, RowError> {
-        let number = RequestNumber(fields.value(3, "a request number")?);
-        Ok(RequestId { client: client_id(fields, 2)?, number })
-    };
     let at = LogIndex(fields.value(1, "an index, or the number of a generation")?);
     Ok(match fields.raw(0) {
         "from" => AppliedRow::From(at),
         "absent" => AppliedRow::Absent(ServerId(fields.value(2, "a server's number")?), at),
-        "ids" => {
+        kind @ ("ids" | "refused") => {
+            let fate = if kind == "ids" { Fate::CarriedOut } else { Fate::Refused };
+            let number = RequestNumber(fields.value(3, "a request number")?);
+            let first = RequestId { client: client_id(fields, 2)?, number };
             let last = RequestNumber(fields.value(4, "a request number")?);
-            AppliedRow::Run(at.0, Run { first: request(fields)?, last })
+            AppliedRow::Run(at.0, Run { fate, first, last })
         }
-        "refused" => AppliedRow::Refused(at, request(fields)?),
         _ => return Err(fields.error(0, "from, absent, ids or refused")),
     })
 }

@@ -69,10 +69,12 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
         return Err(Awaited { servers: others(ballot), why: "knows of a view" });
     };
     let missing = missing_witnesses(ballot, &installed);
-    let sources = sources(ballot, &installed, missing.is_empty() || ballot.waited);
+    let unread = incomplete(ballot, &installed);
+    let all_heard = missing.is_empty() && unread.is_empty() || ballot.waited;
+    let sources = sources(ballot, &installed, all_heard);
     let Some(longest) = longest(ballot, &sources) else {
-        let why = "holds the last view whole";
-        return Err(Awaited { servers: if missing.is_empty() { others(ballot) } else { missing }, why });
+        let awaited = [missing, unread, others(ballot)].into_iter().find(|servers| !servers.is_empty());
+        return Err(Awaited { servers: awaited.unwrap_or_default(), why: "holds the last view whole" });
     };
     // V3: a learner installs no view, but rows of a later one show that it was formed without these sources.
     let later = ballot.reports.values().any(|report| report.last.view > installed.number);
@@ -86,7 +88,10 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
     if !settled && !ballot.waited {
         return Err(Awaited { servers: missing, why: "may have acknowledged later messages" });
     }
-    let without = if settled { Vec::new() } else { missing };
+    let mut without = if settled { Vec::new() } else { missing };
+    if ballot.reports[&longest].standing != Standing::Whole {
+        without.extend(unread);
+    }
     Ok(Formation { installed, sources, longest, without })
 }
 
@@ -153,8 +158,13 @@ fn is_latest_life(ballot: &Ballot<'_>, server: ServerId, report: &Report) -> boo
     ballot.incarnations.get(&server).is_none_or(|known| report.incarnation >= *known)
 }
 
-/// V3 with D4: a suspect disk is a source only if there is no whole one, none is waited for any longer, and none that
-/// lacks rows may get them yet.
+/// D4: those that hold the last view and lack rows, which they may get yet.
+fn incomplete(ballot: &Ballot<'_>, installed: &View) -> Vec<ServerId> {
+    let lacks = |report: &Report| report.empty && report.installed.number == installed.number;
+    ballot.reports.iter().filter(|(_, report)| lacks(report)).map(|(server, _)| *server).collect()
+}
+
+/// V3 with D4: a suspect disk is a source only if there is no whole one, and none is waited for any longer.
 fn sources(ballot: &Ballot<'_>, installed: &View, all_heard: bool) -> Vec<ServerId> {
     let holding = |standing: Standing| -> Vec<ServerId> {
         let holds = |server: &ServerId, report: &Report| {
@@ -171,9 +181,7 @@ fn sources(ballot: &Ballot<'_>, installed: &View, all_heard: bool) -> Vec<Server
             .collect()
     };
     let whole = holding(Standing::Whole);
-    let incomplete = |report: &Report| report.empty && report.installed.number == installed.number;
-    let may_be_whole = ballot.reports.values().any(incomplete) && !ballot.waited;
-    if whole.is_empty() && all_heard && !may_be_whole { holding(Standing::Suspect) } else { whole }
+    if whole.is_empty() && all_heard { holding(Standing::Suspect) } else { whole }
 }
 
 /// V4: the longest log among the sources; of equal ones the first listed.

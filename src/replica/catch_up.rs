@@ -69,7 +69,7 @@ pub(super) enum PeerRead {
     /// Answers a fetch.
     Entries { to: ServerId, view: ViewNumber },
     /// Answers a request for rows.
-    Rows { to: ServerId, after: Position },
+    Rows { to: ServerId, after: Position, through: LogIndex },
     /// Answers a request for a part of a checkpoint.
     Checkpoint { to: ServerId, view: ViewNumber, index: LogIndex, offset: u64 },
     /// For nobody but the primary: what this server has to have proposed again.
@@ -98,6 +98,8 @@ pub(super) struct Repairing {
     /// Servers that have not got the rows either.
     without: BTreeSet<ServerId>,
     writing: bool,
+    /// Rows were filled in that the core does not know yet.
+    filled: bool,
     /// Gaps that stay, as nobody has the rows: what they did is in the own checkpoint.
     left: Vec<(LogIndex, LogIndex)>,
 }
@@ -105,7 +107,7 @@ pub(super) struct Repairing {
 impl Repairing {
     pub(super) fn new(gaps: Vec<(Position, LogIndex)>) -> Self {
         let (rows, without, left) = (Vec::new(), BTreeSet::new(), Vec::new());
-        Self { gaps, rows, asked: None, giver: None, without, writing: false, left }
+        Self { gaps, rows, asked: None, giver: None, without, writing: false, filled: false, left }
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -248,8 +250,11 @@ impl Replica {
                 let (commit, last) = (self.commit, self.log.last().index);
                 self.send(to, PeerMessage::Fetched { view, previous, entries, commit, last });
             }
-            (PeerRead::Rows { to, after }, ReadResult::Entries { previous, entries }) => {
-                let entries = if previous == after { entries } else { Vec::new() };
+            (PeerRead::Rows { to, after, through }, ReadResult::Entries { previous, entries }) => {
+                // A log that lacks rows itself may be another one there, and end before those that are asked for.
+                let all = entries.last().is_some_and(|last| last.index == through);
+                let fits = previous == after && (all || !self.repairing.is_under_way());
+                let entries = if fits { entries } else { Vec::new() };
                 self.send(to, PeerMessage::Rows { after, entries });
             }
             (PeerRead::Checkpoint { to, view, index, offset }, ReadResult::Checkpoint { total, bytes }) => {
@@ -557,7 +562,7 @@ impl Replica {
         let already = |read: &PeerRead| matches!(read, PeerRead::Rows { to, .. } if *to == from);
         if !self.reads.values().any(already) {
             let read = Read::Entries { first: after.index.next(), through };
-            self.begin_read(PeerRead::Rows { to: from, after }, read);
+            self.begin_read(PeerRead::Rows { to: from, after, through }, read);
         }
     }
 
@@ -630,6 +635,7 @@ impl Replica {
         self.repairing.rows.clear();
         self.repairing.without.clear();
         self.repairing.asked = None;
+        self.maybe_recover_repaired();
         true
     }
 
@@ -643,7 +649,12 @@ impl Replica {
             return self.warn(format!("rotten rows could not be filled in: {error}"));
         }
         self.repairing.gaps.remove(0);
-        if self.repairing.gaps.is_empty() {
+        self.repairing.filled = true;
+        self.maybe_recover_repaired();
+    }
+
+    fn maybe_recover_repaired(&mut self) {
+        if self.repairing.filled && self.repairing.gaps.is_empty() {
             self.say("the rotten rows are filled in: recovers again".to_owned());
             self.exit(Exit::Recover);
         }

@@ -169,30 +169,20 @@ impl<F: DiskFile> Scan<F> {
         }
         self.tail = Tail::Whole;
         self.good_end = HEADER.len() as u64;
-        let mut segment = number;
-        // The live segment begins where the one before has ended, unless that one's last rows are damaged.
+        // The live segment begins where the one before has ended, unless that one's last rows are damaged: then it is
+        // named by its first row, or what must have been its first row.
         let follows = (self.started && self.bad.is_none()).then_some(self.next_sequence);
-        if let Some(number) = number.or(follows) {
-            segment = Some(number);
-            self.begin_segment(number, name, &file);
-        }
+        let number = match number.or(follows) {
+            Some(number) => number,
+            None => first_sequence(&*file).map_err(read_failed)?.unwrap_or(self.next_sequence),
+        };
+        self.begin_segment(number, name, &file);
         let mut fields = Fields::new();
         let mut line_number = 1;
         while let Some(at) = lines.next_line().map_err(read_failed)? {
             line_number += 1;
             let bytes = lines.bytes(&at);
             let checked = if at.complete { split(bytes) } else { Err(RowError::NoChecksum) };
-            // Otherwise a segment is named by its first row, or what must have been its first row.
-            let number = segment.unwrap_or_else(|| {
-                let next = self.next_sequence;
-                let first =
-                    checked.as_ref().map_or(next, |row| (row.sequence + 2).saturating_sub(line_number));
-                if checked.is_ok() {
-                    segment = Some(first);
-                    self.begin_segment(first, name, &file);
-                }
-                first
-            });
             let place = At { name, segment: number, offset: at.offset, line: line_number };
             let taken = checked.and_then(|row| row.read(&mut fields).map(|what| (row, what)));
             let taken = taken.and_then(|(row, what)| self.take(place, &row, what));
@@ -212,7 +202,7 @@ impl<F: DiskFile> Scan<F> {
                         self.tail = Tail::Torn;
                     }
                     self.notices.push(format!("{path}, line {line_number}: {error}"));
-                    let start = self.bad.as_ref().map_or(at.offset, |bad| bad.start);
+                    let start = self.bad_start_in(number).unwrap_or(at.offset);
                     self.bad = Some(Bad { segment: number, start, end: at.end });
                     self.index.close_run();
                 }
@@ -222,10 +212,21 @@ impl<F: DiskFile> Scan<F> {
                 progress(format!("read {} rows of the log so far", self.rows));
             }
         }
-        if segment.is_none() {
-            self.begin_segment(self.next_sequence, name, &file);
-        }
         Ok(())
+    }
+
+    /// Where the damaged lines under way start, if it is in this segment. Those at the end of an earlier one end there.
+    fn bad_start_in(&mut self, segment: u64) -> Option<u64> {
+        let bad = self.bad.take()?;
+        if bad.segment == segment {
+            return Some(bad.start);
+        }
+        let (sequence, count) = (self.next_sequence, segment.saturating_sub(self.next_sequence));
+        if count > 0 {
+            self.doubt.push(Hole { segment: bad.segment, start: bad.start, end: bad.end, sequence, count });
+            self.next_sequence = segment;
+        }
+        None
     }
 
     fn begin_segment(&mut self, number: u64, name: &str, file: &Arc<F>) {
@@ -502,6 +503,22 @@ impl<F: DiskFile> Scan<F> {
         }
         self.notices.truncate(100);
     }
+}
+
+/// The sequence number of a segment's first row, told from the first row that can be read, if any.
+fn first_sequence(file: &impl DiskFile) -> std::io::Result<Option<u64>> {
+    let mut lines = Lines::new(file, 0, buffer_for(0));
+    let mut before = 0;
+    while let Some(at) = lines.next_line()? {
+        if at.complete
+            && before > 0
+            && let Ok(row) = split(lines.bytes(&at))
+        {
+            return Ok(Some((row.sequence + 1).saturating_sub(before)));
+        }
+        before += 1;
+    }
+    Ok(None)
 }
 
 /// The log's files: the sealed segments in order, by name, then whether there is a live one.

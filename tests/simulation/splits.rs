@@ -309,9 +309,10 @@ fn a_command_tried_on_both_sides_of_a_split_is_carried_out_once() {
 }
 
 /// R4: one side refuses a command, for the session has just been ended there, but the client does not hear of it, tries
-/// the other side, and is told that it is done.
+/// the other side, and is told that it is done. Nobody knows what it has heard: it is a conflict.
 #[test]
-fn what_one_side_of_a_split_has_refused_and_the_other_carried_out_is_not_lost() {
+fn what_one_side_of_a_split_has_refused_and_the_other_carried_out_is_a_conflict() {
+    let (text, mut conflicts) = ("refused here, done there", 0);
     for seed in 0..12 {
         let mut world = world_of_three(seed);
         let sender = world.add_client();
@@ -326,10 +327,9 @@ fn what_one_side_of_a_split_has_refused_and_the_other_carried_out_is_not_lost() 
         pin(&mut world, sender, refuses);
         let before = log_end(&world, refuses);
         world.servers[refuses].disk_stuck_until = world.now + SOON;
-        for (client, op) in [
-            (other_device, Op::LogoutEverywhere),
-            (sender, Op::Send { to: BOB, text: "refused here, done there".into() }),
-        ] {
+        for (client, op) in
+            [(other_device, Op::LogoutEverywhere), (sender, Op::Send { to: BOB, text: text.into() })]
+        {
             let end = log_end(&world, refuses);
             world.wish(client, op);
             assert!(world.run_until(SOON, |world| log_end(world, refuses) > end), "{}", describe(&world));
@@ -339,9 +339,21 @@ fn what_one_side_of_a_split_has_refused_and_the_other_carried_out_is_not_lost() 
         let ended = world.wait_for_client(sender, LATER);
         assert!(is_done(ended.as_ref()), "seed {seed}: {ended:?}");
         world.run_for(SOON);
-        sent[BOB].push("refused here, done there".into());
+        heal_paths(&mut world);
+        await_healed(&mut world);
+        let state = world.servers[0].replica().expect("it runs").state();
+        let account = state.account_named(&format!("user{sender}")).expect("it is registered");
+        let told: Vec<_> =
+            state.conflicts(account, 0, 0).conflicts.into_iter().map(|told| told.text).collect();
+        if told.is_empty() {
+            sent[BOB].push(text.into()); // The side that has refused it has lost.
+        } else {
+            assert_eq!(told, [text], "seed {seed}");
+            conflicts += 1;
+        }
         check_all(&mut world, &sent);
     }
+    assert!(conflicts > 0, "no seed has brought the situation about");
 }
 
 /// Where a server's log ends.

@@ -114,6 +114,9 @@ fn sentence(conflict: &ConflictView, me: &str) -> String {
         ("undecidable", "send") => format!(
             "a message from {account} to {other} may be missing, nobody can tell any more whether it was sent: {text}"
         ),
+        ("refused", "send") => format!(
+            "a message from {account} to {other} was not delivered: one side refused it, the other may have taken it: {text}"
+        ),
         (reason, command) => {
             let command = harmless_line(command).replace('_', " ");
             let reason = harmless_line(reason).replace('_', " ");
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_conflict_is_one_harmless_line_that_says_when_and_which() {
-        for reason in ["undecidable", "no_such_recipient", "no_such_account", "a\u{1b}new one"] {
+        for reason in ["undecidable", "refused", "no_such_recipient", "no_such_account", "a\u{1b}new one"] {
             for command in ["send", "acknowledge", "change_password"] {
                 let line = line(&conflict(reason, command), "alice");
                 assert!(line.starts_with("2026-11-20 23:11:01  000000000000feed-7 "), "{line}");

@@ -402,7 +402,7 @@ impl Split {
 }
 
 fn is_known(state: &State, operation: &Operation) -> bool {
-    matches!(operation, Operation::Rebased { fork, command } if state.applied.settles(command.request, *fork))
+    matches!(operation, Operation::Rebased { fork, command } if state.is_settled(*fork, command))
 }
 
 /// Whether it counts for messages that come from the other side even if the command is known here.

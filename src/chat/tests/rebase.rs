@@ -125,9 +125,9 @@ fn a_command_is_deduplicated_by_its_own_id_though_later_numbers_are_known() {
     assert_eq!(known, Known::Forgotten, "the client has that reply");
 }
 
-/// The client heard nothing from here, tried the same requests there, and was told that they were done.
+/// The client may have heard this, or that.
 #[test]
-fn what_was_refused_here_and_carried_out_there_is_carried_out_once() {
+fn what_was_refused_here_and_carried_out_there_is_a_conflict_once() {
     let (mut here, alice, bob) = alice_and_bob();
     let (mut there, fork) = here.split();
     let hello = here.command(alice, send(bob, "hello"));
@@ -149,8 +149,10 @@ fn what_was_refused_here_and_carried_out_there_is_carried_out_once() {
         here.rebase(fork, 5, &hello);
         here.rebase(fork, 5, &register_carol);
     }
-    assert_eq!(here.waiting(bob), ["alice>bob hello"]);
-    assert!(here.state.account(register_carol.account).is_some());
+    assert_eq!(here.waiting(bob), [""; 0]);
+    assert_eq!(here.told(alice), ["refused: send of alice, bob: hello"]);
+    let listed = here.state.conflicts(register_carol.account, 0, 0).conflicts;
+    assert_eq!(listed.iter().map(|conflict| conflict.text.as_str()).collect::<Vec<_>>(), ["carol"]);
 }
 
 #[test]
