@@ -34,7 +34,7 @@ impl State {
         }
         let reply = if fork.next() < self.applied.from() {
             Err(ConflictReason::Undecidable)
-        } else if self.applied.has(Fate::Refused, *request) {
+        } else if self.applied.has(Fate::Refused, *request) && !matches!(command, Command::Logout { .. }) {
             Err(ConflictReason::Refused)
         } else {
             self.carry_out_rebased(stamp, fork, entered, outcome)
@@ -51,7 +51,8 @@ impl State {
 
     /// Whether a command needs nothing more to be done (R4): it was carried out here, or refused before the logs parted.
     /// One that was refused since may have been acknowledged on the other side, or its client told here that it was not
-    /// done: nobody can tell, and if it is not one that [`State::repeat`] carries out anyhow it is a conflict.
+    /// done: nobody can tell, so it is a conflict. Sessions are ended all the same, a login is done again by who needs
+    /// it, and the rest is what [`State::repeat`] does.
     pub(super) fn is_settled(&self, fork: LogIndex, entered: &ClientCommand) -> bool {
         let request = entered.request;
         let seen = removed!("R4-exact-id") && self.sessions.has_later(request);
@@ -59,9 +60,10 @@ impl State {
             Command::Register { .. }
             | Command::DeleteAccount { .. }
             | Command::ChangePassword { .. }
+            | Command::Logout { everywhere: true }
             | Command::Send { .. } => self.applied.was_refused_since(fork, request),
             Command::Login { .. }
-            | Command::Logout { .. }
+            | Command::Logout { everywhere: false }
             | Command::Acknowledge { .. }
             | Command::Delete { .. } => false,
         };

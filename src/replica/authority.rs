@@ -91,6 +91,8 @@ pub(super) fn may_form(ballot: &Ballot<'_>) -> Result<Formation, Awaited> {
     let mut without = if settled { Vec::new() } else { missing };
     if ballot.reports[&longest].standing != Standing::Whole {
         without.extend(unread);
+        without.sort_unstable();
+        without.dedup();
     }
     Ok(Formation { installed, sources, longest, without })
 }

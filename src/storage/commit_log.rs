@@ -490,7 +490,10 @@ impl<D: Disk> CommitLog<D> {
         index.changes += 1;
         drop(index);
         self.base = base;
-        self.gaps.retain(|gap| gap.through > base.index);
+        let index = lock(&self.index);
+        let is_kept = |hole: &Hole| index.segments.contains_key(&hole.segment);
+        self.gaps.retain(|gap| gap.through > base.index && gap.holes.iter().all(is_kept));
+        drop(index);
         for segment in removed.into_values() {
             attempt(&self.disk, "remove", &segment.name, self.disk.remove_file(&segment.name))?;
             // Oldest first, each made durable, so that what stays never has a hole.

@@ -174,7 +174,10 @@ impl<F: DiskFile> Scan<F> {
         let follows = (self.started && self.bad.is_none()).then_some(self.next_sequence);
         let number = match number.or(follows) {
             Some(number) => number,
-            None => first_sequence(&*file).map_err(read_failed)?.unwrap_or(self.next_sequence),
+            None => {
+                let behind = self.index.segments.last_key_value().map_or(0, |(last, _)| last + 1);
+                first_sequence(&*file).map_err(read_failed)?.unwrap_or(0).max(self.next_sequence).max(behind)
+            }
         };
         self.begin_segment(number, name, &file);
         let mut fields = Fields::new();

@@ -137,18 +137,22 @@ fn what_was_refused_here_and_carried_out_there_is_a_conflict_once() {
         account: AccountId(request(ClientId(3), 1)),
         command: register("carol"),
     };
+    let logout = here.command(alice, Command::Logout { everywhere: true });
     here.ask(alice, Command::Logout { everywhere: true });
     here.register(4, "carol");
-    for command in [&hello, &register_carol] {
+    for command in [&hello, &register_carol, &logout] {
         let refused = here.apply(&Operation::Command(command.clone())).reply;
         assert!(matches!(refused, Some(Reply::Refused(_))), "{refused:?}");
         let done = there.apply(&Operation::Command(command.clone())).reply;
         assert!(!matches!(done, Some(Reply::Refused(_))), "{done:?}");
     }
+    here.log_in(5, alice.id);
     for _ in 0..2 {
         here.rebase(fork, 5, &hello);
         here.rebase(fork, 5, &register_carol);
+        here.rebase(fork, 5, &logout);
     }
+    assert!(here.state.session(ClientId(5)).is_none(), "the other side has ended all sessions");
     assert_eq!(here.waiting(bob), [""; 0]);
     assert_eq!(here.told(alice), ["refused: send of alice, bob: hello"]);
     let listed = here.state.conflicts(register_carol.account, 0, 0).conflicts;
