@@ -412,10 +412,10 @@ mod tests {
         let formation = decide(&[(1, rotten.clone()), (2, report(&last, 5))], &[3]).unwrap();
         assert_eq!(formation.sources, [ServerId(2)]);
         let suspect = Report { standing: Standing::Suspect, ..report(&last, 5) };
-        assert!(
-            decide(&[(1, rotten.clone()), (2, suspect)], &[3]).is_err(),
-            "it may have what that one has lost"
-        );
+        let doubtful = [(1, rotten.clone()), (2, suspect)];
+        let awaited = decide(&doubtful, &[3]).unwrap_err();
+        assert_eq!(awaited.servers, [ServerId(1)], "it may have what the other has lost");
+        assert_eq!(decide_after(true, &doubtful, &[3]).unwrap().without, [ServerId(1)]);
         assert!(decide(&[(1, rotten), (2, report(&view(6, 1, &[1, 2]), 5))], &[3]).is_err());
     }
 
