@@ -360,7 +360,7 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
             PeerMessage::Fetched { view: VIEW, previous, entries: entries.clone(), commit, last: index(42) },
         ),
         ("diverged", PeerMessage::Diverged { view: VIEW, last: position(42), shared: index(29) }),
-        ("use-checkpoint", PeerMessage::UseCheckpoint { view: VIEW, index: index(40) }),
+        ("use-checkpoint", PeerMessage::UseCheckpoint { view: VIEW, last: position(41) }),
         ("fetch-checkpoint", PeerMessage::FetchCheckpoint { view: VIEW, index: index(40), offset: 1024 }),
         (
             "checkpoint-part",
@@ -1307,7 +1307,7 @@ fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
             last,
             shared
         }),
-        (number(), index()).prop_map(|(view, index)| PeerMessage::UseCheckpoint { view, index }),
+        (number(), any_position()).prop_map(|(view, last)| PeerMessage::UseCheckpoint { view, last }),
         (number(), index(), any::<u64>()).prop_map(|(view, index, offset)| PeerMessage::FetchCheckpoint {
             view,
             index,

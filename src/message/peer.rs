@@ -246,8 +246,8 @@ pub enum PeerMessage {
     UseCheckpoint {
         /// From the request.
         view: ViewNumber,
-        /// The newest checkpoint.
-        index: LogIndex,
+        /// From the request: an answer to another one is void.
+        last: Position,
     },
     /// Asks for a part of a checkpoint.
     FetchCheckpoint {

@@ -67,7 +67,7 @@ impl Learner {
 #[derive(Debug)]
 pub(super) enum PeerRead {
     /// Answers a fetch.
-    Entries { to: ServerId, view: ViewNumber },
+    Entries { to: ServerId, view: ViewNumber, last: Position },
     /// Answers a request for rows.
     Rows { to: ServerId, after: Position, through: LogIndex },
     /// Answers a request for a part of a checkpoint.
@@ -201,19 +201,19 @@ impl Replica {
         {
             if previous != last && by_views {
                 // The chain tells what the views do not: these are two logs. A checkpoint makes them one.
-                return self.offer_checkpoint(from, view);
+                return self.offer_checkpoint(from, view, last);
             }
             self.note_fetched(from, last.index);
             let (commit, last) = (self.commit, self.log.last().index);
             return self.send(from, PeerMessage::Fetched { view, previous, entries, commit, last });
         }
         if last.index < self.log.disk_base.index {
-            return self.offer_checkpoint(from, view);
+            return self.offer_checkpoint(from, view, last);
         }
         let already = |read: &PeerRead| matches!(read, PeerRead::Entries { to, .. } if *to == from);
         if !self.reads.values().any(already) {
             let read = Read::Entries { first: last.index.next(), through: self.log.synced() };
-            self.begin_read(PeerRead::Entries { to: from, view }, read);
+            self.begin_read(PeerRead::Entries { to: from, view, last }, read);
         }
     }
 
@@ -230,21 +230,21 @@ impl Replica {
     }
 
     /// T3: who has lost its place starts from a checkpoint; one is made if there is none.
-    fn offer_checkpoint(&mut self, to: ServerId, view: ViewNumber) {
+    fn offer_checkpoint(&mut self, to: ServerId, view: ViewNumber, last: Position) {
         let index = self.checkpointing.newest();
         if index == LogIndex::ZERO || index < self.log.disk_base.index {
             self.checkpointing.want_now();
         } else {
-            self.send(to, PeerMessage::UseCheckpoint { view, index });
+            self.send(to, PeerMessage::UseCheckpoint { view, last });
         }
     }
 
     pub(super) fn on_read_done(&mut self, id: ReadId, result: ReadResult) {
         let Some(read) = self.reads.remove(&id) else { return };
         match (read, result) {
-            (PeerRead::Entries { to, view }, ReadResult::Entries { previous, entries }) => {
+            (PeerRead::Entries { to, view, last }, ReadResult::Entries { previous, entries }) => {
                 if entries.is_empty() {
-                    return self.offer_checkpoint(to, view);
+                    return self.offer_checkpoint(to, view, last);
                 }
                 self.note_fetched(to, previous.index);
                 let (commit, last) = (self.commit, self.log.last().index);
@@ -463,14 +463,13 @@ impl Replica {
         self.fetch_checkpoint(LogIndex::ZERO, 0);
     }
 
-    pub(super) fn on_use_checkpoint(&mut self, from: ServerId, view: ViewNumber, index: LogIndex) {
-        if !self.awaits_from(from, view) {
+    pub(super) fn on_use_checkpoint(&mut self, from: ServerId, view: ViewNumber, last: Position) {
+        if !self.awaits_from(from, view) || last != self.log.last() {
             return;
         }
         if !matches!(self.role, Role::Learner(_)) {
             return self.become_waiting();
         }
-        debug!(%from, %index, "the leader's log no longer reaches back");
         self.start_from_checkpoint("its log no longer reaches back so far");
     }
 

@@ -510,7 +510,7 @@ impl Replica {
             }
             PeerMessage::RebaseOk { view, nonce } => self.on_rebase_ok(from, view, nonce),
             PeerMessage::Differs { view, mark } => self.on_differs(from, view, mark),
-            PeerMessage::UseCheckpoint { view, index } => self.on_use_checkpoint(from, view, index),
+            PeerMessage::UseCheckpoint { view, last } => self.on_use_checkpoint(from, view, last),
             PeerMessage::FetchCheckpoint { view, index, offset } => {
                 self.on_fetch_checkpoint(from, view, index, offset);
             }

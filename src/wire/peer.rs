@@ -128,9 +128,9 @@ fn put_catch_up(out: &mut BytesMut, message: &PeerMessage) {
             put_position(out, *last);
             out.put_u64(shared.0);
         }
-        PeerMessage::UseCheckpoint { view, index } => {
+        PeerMessage::UseCheckpoint { view, last } => {
             put_view(out, *view);
-            out.put_u64(index.0);
+            put_position(out, *last);
         }
         PeerMessage::FetchCheckpoint { view, index, offset } => {
             put_view(out, *view);
@@ -286,7 +286,7 @@ fn read_catch_up(opcode: u8, r: &mut Reader<'_>) -> Result<PeerMessage, DecodeEr
             shared: r.index("shared")?,
         },
         opcode::USE_CHECKPOINT => {
-            PeerMessage::UseCheckpoint { view: r.view("view")?, index: r.index("index")? }
+            PeerMessage::UseCheckpoint { view: r.view("view")?, last: read_position(r, "last")? }
         }
         opcode::FETCH_CHECKPOINT => PeerMessage::FetchCheckpoint {
             view: r.view("view")?,

@@ -726,3 +726,53 @@ fn a_life_with_the_number_of_one_that_left_has_not_left() {
         heal_and_check(&mut world);
     }
 }
+
+/// T1, T3: the answer to an earlier question comes when all that it speaks of has been made good.
+#[test]
+fn a_late_word_to_start_from_a_checkpoint_takes_nobody_back() {
+    for seed in 0..6 {
+        let swarm = Swarm { checkpoint_bytes: 2_000, segment_bytes: 1_500, ..Swarm::calm() };
+        let mut world = begin(world_with(seed, swarm));
+        for _ in 0..40 {
+            send(&mut world, ALICE, BOB, &"kept ".repeat(40));
+        }
+        world.run_for(Duration::from_secs(2)); // The log's beginning is cut.
+        let behind = await_leader(&mut world);
+        world.crash(behind, Death::Kill);
+        world.wipe(behind);
+        await_dropped(&mut world, behind);
+        // Who starts anew has nothing in memory from before its checkpoint.
+        for at in others(&world, behind) {
+            world.crash(at, Death::Kill);
+            await_leader(&mut world);
+            world.start(at);
+            world.run_for(Duration::from_secs(2));
+        }
+        let leads = await_leader(&mut world);
+        send(&mut world, ALICE, BOB, "behind the checkpoint");
+        let words = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&words);
+        world.network.censor(move |_, to, message| match message {
+            PeerMessage::UseCheckpoint { .. } if to == behind => {
+                counted.set(counted.get() + 1);
+                if counted.get() == 1 { Fate::Held } else { Fate::Sent }
+            }
+            PeerMessage::Propose { .. } => Fate::Lost, // It stays a learner.
+            _ => Fate::Sent,
+        });
+        world.start(behind);
+        let all = world.servers[leads].replica().expect("it runs").commit_index();
+        let has_all = |world: &mut World| {
+            world.servers[behind].replica().is_some_and(|replica| replica.commit_index() >= all)
+        };
+        assert!(world.run_until(LATER, has_all), "seed {seed}: {}", describe(&world));
+        assert_eq!(world.release_held(), 1, "seed {seed}: {} words", words.get());
+        world.run_for(Duration::from_millis(50));
+        let commit = world.servers[behind].replica().expect("it runs").commit_index();
+        assert!(commit >= all, "seed {seed}: {}", describe(&world));
+        world.network.heal();
+        await_whole(&mut world);
+        assert_eq!(words.get(), 2, "seed {seed}: it has started from a checkpoint again");
+        heal_and_check(&mut world);
+    }
+}
