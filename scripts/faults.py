@@ -31,6 +31,10 @@ class Fault:
     def text(self):
         return f"{type(self).__name__} {self.what}"
 
+    def may_last(self):
+        """Whether it may take longer than a server waits for one that it does not hear."""
+        return self.seconds > CUT_SECONDS_MAX
+
     def primary(self):
         until = time.monotonic() + 30
         while (leader := self.cluster.primary()) is None:
@@ -63,6 +67,9 @@ class Kill(Fault):
 
 class Stop(Kill):
     """SIGTERM."""
+
+    def may_last(self):
+        return True  # A primary stays until another leads.
 
     def begin(self, who):
         self.down = self.servers(who)
