@@ -270,7 +270,9 @@ impl World {
     pub(crate) fn free_space(&mut self, at: usize) {
         let server = &mut self.servers[at];
         server.disk.set_space(None);
-        server.disk_fault = server.disk_fault.filter(|fault| *fault != Fault::ShortWrite);
+        if !server.disk_has_failed() {
+            server.disk_fault = server.disk_fault.filter(|fault| *fault != Fault::ShortWrite);
+        }
         self.look_at_space(at);
     }
 
@@ -609,7 +611,7 @@ impl World {
         server.disk.fail_no_more();
         self.resume(at);
         self.free_space(at);
-        if self.servers[at].process.as_ref().is_some_and(|process| process.failed.is_some()) {
+        if self.servers[at].disk_has_failed() {
             self.crash(at, Death::Kill);
         }
         self.servers[at].disk_fault = None;

@@ -205,6 +205,13 @@ impl Server {
         self.process.is_some() && !self.paused
     }
 
+    /// Whether a write of the running process has failed, be it that the process is only told of it later.
+    pub(crate) fn disk_has_failed(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| {
+            process.failed.is_some() || process.syncing.as_ref().is_some_and(|sync| sync.error.is_some())
+        })
+    }
+
     /// The core, if a process runs.
     pub(crate) fn replica(&self) -> Option<&Replica> {
         self.process.as_ref().map(|process| &process.replica)
@@ -239,7 +246,8 @@ impl World {
         server.paused = false;
         server.exited = None;
         server.restarts = false;
-        server.disk_fault = server.disk_fault.filter(|fault| *fault == Fault::ShortWrite);
+        let is_limited = server.disk.space_left().is_ok_and(|left| left < u64::MAX);
+        server.disk_fault = server.disk_fault.filter(|fault| *fault == Fault::ShortWrite && is_limited);
         self.maybe_expect_split();
         let Opened { mut recovered, log, reader, checkpoints, notices } = match self.open_directory(at) {
             Ok(opened) => opened,
