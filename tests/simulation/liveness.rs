@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::client::{Ended, Op};
 use crate::faults::Fault;
 use crate::network::ClientPath;
-use crate::runner::{Outcome, describe, is_whole, outcome_of, storm};
+use crate::runner::{Outcome, describe, is_whole, is_whole_again, outcome_of, storm};
 use crate::server::{Death, server_id};
 use crate::trace::Trace;
 use crate::world::{World, trace};
@@ -108,7 +108,7 @@ fn choose_core(world: &mut World) -> Vec<usize> {
 /// After a split: only when all servers have met again, no disk is the only one that has something.
 fn unite(world: &mut World) {
     world.heal();
-    let whole = world.run_until(LEADER_MAX, is_whole);
+    let whole = is_whole_again(world, LEADER_MAX);
     assert!(whole, "not whole {LEADER_MAX:?} after a split; {}", describe(world));
 }
 
