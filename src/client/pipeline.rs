@@ -22,7 +22,7 @@ use bytes::{Buf as _, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout, timeout_at};
 use tokio_util::codec::Decoder as _;
@@ -272,18 +272,10 @@ impl Pipeline {
         let deadline = self.next_deadline();
         let link = self.link.as_mut().expect("connected above");
         link.write()?;
-        let interest = if link.outgoing.is_empty() {
-            Interest::READABLE
-        } else {
-            Interest::READABLE | Interest::WRITABLE
-        };
-        match timeout_at(deadline.into(), link.stream.ready(interest)).await {
-            Ok(ready) => {
-                ready.map_err(|_| link.closed())?;
-                let mut fresh = link.read()?;
-                while fresh {
-                    fresh = self.take_in_frame(arrivals)?;
-                }
+        match timeout_at(deadline.into(), link.wait()).await {
+            Ok(moved) => {
+                moved?;
+                while self.take_in_frame(arrivals)? {}
                 Ok(())
             }
             Err(_) => self.on_deadline().await,
@@ -529,18 +521,19 @@ impl Link {
         Ok(())
     }
 
-    /// Reads what is there; false if nothing was.
-    fn read(&mut self) -> Result<bool, Failed> {
+    /// Waits until something is read, or what is left to write gets on. Dropping the future loses nothing. Waiting in the
+    /// read itself, not for the connection to be readable, spares asking once more after all is read.
+    async fn wait(&mut self) -> Result<(), Failed> {
         self.incoming.reserve(READ_BYTES);
-        match self.stream.try_read_buf(&mut self.incoming) {
-            Ok(0) => Err(self.closed()),
-            Ok(_) => {
+        let (mut reading, mut writing) = self.stream.split();
+        let moved = tokio::select! {
+            read = reading.read_buf(&mut self.incoming) => {
                 self.heard = Instant::now();
                 self.silences = 0;
-                Ok(true)
+                read
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(_) => Err(self.closed()),
-        }
+            written = writing.write_buf(&mut self.outgoing), if !self.outgoing.is_empty() => written,
+        };
+        if matches!(moved, Ok(1..)) { Ok(()) } else { Err(self.closed()) }
     }
 }

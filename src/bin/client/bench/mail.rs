@@ -304,8 +304,11 @@ fn number_of(message: MessageId) -> Option<u32> {
 
 /// A text of so many bytes, which ends in a number if there is room for it.
 fn text(number: usize, bytes: usize) -> String {
-    let text = format!("{number:.>bytes$}");
-    text[text.len() - bytes..].to_owned()
+    let digits = number.to_string();
+    let digits = &digits[digits.len().saturating_sub(bytes)..];
+    let mut text = ".".repeat(bytes - digits.len());
+    text.push_str(digits);
+    text
 }
 
 #[cfg(test)]
