@@ -39,6 +39,8 @@ enum BackgroundJob {
 /// The two threads, as the driver sees them.
 pub(super) struct DiskThreads {
     log: Sender<LogJob>,
+    /// For the log's thread, with the next [`DiskThreads::flush`].
+    queued: Vec<LogJob>,
     background: Sender<BackgroundJob>,
     /// Ends when both threads have ended.
     running: Receiver<()>,
@@ -70,31 +72,36 @@ impl DiskThreads {
             background.run(&for_background);
             drop(alive);
         })?;
-        Ok(Self { log: log_jobs, background: background_jobs, running })
+        Ok(Self { log: log_jobs, queued: Vec::new(), background: background_jobs, running })
     }
 
-    pub(super) fn write(&self, id: WriteId, write: Write) {
-        self.tell_log(LogJob::Write(id, write));
+    pub(super) fn write(&mut self, id: WriteId, write: Write) {
+        self.queued.push(LogJob::Write(id, write));
     }
 
-    pub(super) fn cut(&self, through: LogIndex) {
-        self.tell_log(LogJob::Cut(through));
+    pub(super) fn cut(&mut self, through: LogIndex) {
+        self.queued.push(LogJob::Cut(through));
     }
 
-    pub(super) fn repair(&self, after: Position, entries: Vec<Arc<Entry>>) {
-        self.tell_log(LogJob::Repair(after, entries));
+    pub(super) fn repair(&mut self, after: Position, entries: Vec<Arc<Entry>>) {
+        self.queued.push(LogJob::Repair(after, entries));
     }
 
     pub(super) fn read(&self, id: ReadId, read: Read) {
         self.tell_background(BackgroundJob::Read(id, read));
     }
 
-    pub(super) fn checkpoint(&self, step: CheckpointStep) {
+    pub(super) fn checkpoint(&mut self, step: CheckpointStep) {
+        // A checkpoint that is installed reaches the log through the other thread: not before what it replaces.
+        self.flush();
         self.tell_background(BackgroundJob::Checkpoint(step));
     }
 
-    fn tell_log(&self, job: LogJob) {
-        self.log.send(job).expect("the log's thread ends after the driver");
+    /// Lets the log's thread do what it has been given. Waking it takes a moment, and it may take over the processor.
+    pub(super) fn flush(&mut self) {
+        for job in self.queued.drain(..) {
+            self.log.send(job).expect("the log's thread ends after the driver");
+        }
     }
 
     fn tell_background(&self, job: BackgroundJob) {
@@ -102,7 +109,8 @@ impl DiskThreads {
     }
 
     /// Lets the threads do what they were told and end. Reports go nowhere any more.
-    pub(super) fn finish(self) {
+    pub(super) fn finish(mut self) {
+        self.flush();
         drop((self.log, self.background));
         if self.running.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
             warn!("the disk has not finished after {} s: leaving it", END_WAIT.as_secs());

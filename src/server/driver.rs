@@ -201,12 +201,13 @@ impl Driver {
     }
 
     /// The core's contract: events are followed by a complete drain. One drain for all that came together makes one
-    /// write and one message of them. Peers come first: clients wait for them.
+    /// write and one message of them. Peers come first: their disks are the longer way, and clients wait for them.
     fn drain(&mut self) {
         while let Some(effect) = self.replica.poll_effect() {
             self.perform(effect);
         }
         self.peers.flush();
+        self.disk.flush();
         self.addressed.drain(..).for_each(|client| client.flush());
     }
 
