@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | order | each object's history is linearizable, reads included, and so is the final state as one last read of everything | not demanded |
 //! | an account that was acknowledged | is there, unless its deletion was asked for | is there, perhaps as `name~2`, or in `conflicts.csv` |
-//! | a message that was acknowledged | is there, unless it was asked to be deleted, or an account at one of its ends | the same, or it is in `conflicts.csv`; never in both |
+//! | a message that was acknowledged | is there, unless it was asked to be deleted, or an account at one of its ends | the same, or it is in `conflicts.csv`; in both only if its sender has had several accounts |
 //! | its text, its ends, its id, its mailbox | as sent; once | the same |
 //! | a message that was refused | is not there | may be there: what was missing on one side may be on the other |
 //! | messages that were deleted, all that were named | are gone | the same, unless the deletion is in `conflicts.csv` |
