@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | order | each object's history is linearizable, reads included, and so is the final state as one last read of everything | not demanded |
 //! | an account that was acknowledged | is there, unless its deletion was asked for | is there, perhaps as `name~2`, or in `conflicts.csv` |
-//! | a message that was acknowledged | is there, unless it was asked to be deleted, or an account at one of its ends | the same, or it is in `conflicts.csv`; in both only if its sender has had several accounts |
+//! | a message that was acknowledged | is there, unless it was asked to be deleted, or an account at one of its ends | the same, or it is in `conflicts.csv`; in both only if who asked in vain is another account than its sender |
 //! | its text, its ends, its id, its mailbox | as sent; once | the same |
 //! | a message that was refused | is not there | may be there: what was missing on one side may be on the other |
 //! | messages that were deleted, all that were named | are gone | the same, unless the deletion is in `conflicts.csv` |
@@ -112,8 +112,8 @@ pub(crate) struct Oracle {
     shelves: BTreeMap<Place, Vec<Call<ShelfCall>>>,
     /// Logs have parted: see above what is demanded then.
     pub split: bool,
-    /// The requests that `conflicts.csv` lists at the end as not carried out, and where.
-    conflicts: BTreeMap<RequestId, u64>,
+    /// The requests that `conflicts.csv` lists at the end as not carried out: where, and the name of who asked.
+    conflicts: BTreeMap<RequestId, (u64, String)>,
     /// How many commands were acknowledged.
     pub acknowledged: u64,
     /// How many commands ended with an unknown outcome.
@@ -581,8 +581,9 @@ impl Oracle {
             while more {
                 let page = state.conflicts(*id, after, PAGE_MAX);
                 for conflict in page.conflicts.iter().filter(|conflict| conflict.reason != renamed) {
-                    let known = *self.conflicts.entry(conflict.request).or_insert(conflict.cursor);
-                    assert_eq!(known, conflict.cursor, "doubled: there are two conflicts of {conflict:?}");
+                    let listed = (conflict.cursor, conflict.account.clone());
+                    let known = self.conflicts.entry(conflict.request).or_insert(listed);
+                    assert_eq!(known.0, conflict.cursor, "doubled: there are two conflicts of {conflict:?}");
                 }
                 after = page.conflicts.last().map_or(0, |conflict| conflict.cursor);
                 more = page.more;
@@ -622,7 +623,8 @@ impl Oracle {
         let Some(found) = found else { return };
         // Of two accounts with one name, the one on the losing side may have asked for it in vain, and then its client asked
         // once more on the other side, where its session is the other account's.
-        let by_another = self.split && self.accounts[message.from].ids.len() > 1;
+        let asker = self.conflicts.get(&found.id.0).map(|(_, asker)| asker);
+        let by_another = asker.is_some_and(|asker| *asker != found.from || asker == DELETED_NAME);
         assert!(
             !listed || by_another,
             "this message is there, and conflicts.csv lists it as not carried out: {message:?}"
@@ -884,7 +886,7 @@ mod tests {
         send(&mut oracle, 2, "one");
         oracle.split = true;
         assert!(refuses(&oracle, &state_with(&[])));
-        oracle.conflicts.insert(request(1, 2), 1);
+        oracle.conflicts.insert(request(1, 2), (1, "alice".into()));
         assert!(!refuses(&oracle, &state_with(&[])));
         oracle.split = false;
         assert!(refuses(&oracle, &state_with(&[])), "without a split nothing conflicts");
@@ -894,11 +896,11 @@ mod tests {
     fn message_that_is_there_and_in_the_conflicts_is_refused() {
         let mut oracle = oracle();
         send(&mut oracle, 2, "one");
-        (oracle.split, oracle.conflicts) = (true, BTreeMap::from([(request(1, 2), 1)]));
+        oracle.split = true;
+        oracle.conflicts.insert(request(1, 2), (1, "alice".into()));
         assert!(refuses(&oracle, &state_with(&[(2, "one")])));
         // Of two accounts with the sender's name each may have asked.
-        let id = oracle.accounts[0].ids[0];
-        oracle.accounts[0].ids.push(id);
+        oracle.conflicts.insert(request(1, 2), (1, "alice~2".into()));
         assert!(!refuses(&oracle, &state_with(&[(2, "one")])));
     }
 
@@ -925,7 +927,7 @@ mod tests {
         answer(&mut oracle, 2, &op, &done(Reply::PasswordChanged));
         oracle.split = true;
         assert!(refuses(&oracle, &state_with(&[])));
-        oracle.conflicts.insert(request(1, 2), 1);
+        oracle.conflicts.insert(request(1, 2), (1, "alice".into()));
         assert!(!refuses(&oracle, &state_with(&[])));
     }
 
