@@ -351,7 +351,13 @@ fn peer_examples() -> Vec<(&'static str, PeerMessage)> {
         ("refuse", PeerMessage::Refuse { number: next(2), promised: next(3) }),
         (
             "new-view",
-            PeerMessage::NewView { cluster: CLUSTER, view, start: position(41), views: views.clone() },
+            PeerMessage::NewView {
+                cluster: CLUSTER,
+                view,
+                start: position(41),
+                views: views.clone(),
+                lives: vec![Member { server: ServerId(3), incarnation }],
+            },
         ),
         ("new-view-ok", PeerMessage::NewViewOk { number: VIEW, incarnation }),
         ("fetch", PeerMessage::Fetch { view: VIEW, last: position(41), views }),
@@ -744,6 +750,7 @@ fn a_count_beyond_the_frame_is_refused() {
         ("propose", 14, 2),
         ("new-view", 22, 2),
         ("new-view", 51, 4),
+        ("new-view", 81, 2),
         ("fetch", 31, 4),
         ("prepare", 39, 4),
         ("fetched", 47, 4),
@@ -1287,9 +1294,15 @@ fn any_peer_message() -> impl Strategy<Value = PeerMessage> {
             .prop_map(|(number, dropping)| PeerMessage::Propose { number, dropping }),
         (number(), any_report()).prop_map(|(number, report)| PeerMessage::Promise { number, report }),
         (number(), number()).prop_map(|(number, promised)| PeerMessage::Refuse { number, promised }),
-        (any::<u64>(), whole_view, any_position(), views()).prop_map(|(cluster, view, start, views)| {
-            PeerMessage::NewView { cluster: ClusterId(cluster), view, start, views }
-        }),
+        (any::<u64>(), whole_view, any_position(), views(), any_members()).prop_map(
+            |(cluster, view, start, views, lives)| PeerMessage::NewView {
+                cluster: ClusterId(cluster),
+                view,
+                start,
+                views,
+                lives
+            }
+        ),
         (number(), incarnation())
             .prop_map(|(number, incarnation)| PeerMessage::NewViewOk { number, incarnation }),
     ];

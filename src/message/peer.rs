@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Entry, Position, Standing, View, ViewTable};
-use crate::types::{ClusterId, Incarnation, LogIndex, ServerId, ViewNumber};
+use crate::types::{ClusterId, Incarnation, LogIndex, Member, ServerId, ViewNumber};
 
 /// What a server says of itself when asked to take part in a view change (V2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,6 +202,8 @@ pub enum PeerMessage {
         start: Position,
         /// The latest part of the leader's table of views, to find the point of divergence.
         views: ViewTable,
+        /// The latest lives of others that the leader knows (V6), ascending.
+        lives: Vec<Member>,
     },
     /// The sender has installed the view: log fetched, view synced (V7).
     NewViewOk {

@@ -496,8 +496,8 @@ impl Replica {
             PeerMessage::Propose { number, dropping } => self.on_propose(from, number, &dropping),
             PeerMessage::Promise { number, report } => self.on_promise(from, number, report),
             PeerMessage::Refuse { number, promised } => self.on_refuse(number, promised),
-            PeerMessage::NewView { cluster, view, start, views } => {
-                self.on_new_view(from, cluster, view, start, views);
+            PeerMessage::NewView { cluster, view, start, views, lives } => {
+                self.on_new_view(from, cluster, view, start, views, &lives);
             }
             PeerMessage::NewViewOk { number, incarnation } => self.on_new_view_ok(from, number, incarnation),
             PeerMessage::Fetch { view, last, views } => self.on_fetch(from, view, last, &views),
@@ -753,6 +753,24 @@ impl Replica {
         self.hard.incarnations.push(Member { server, incarnation });
         self.hard.incarnations.sort_unstable();
         if self.hard.cluster.is_some() {
+            self.persist_hard();
+        }
+    }
+
+    /// V6: who begins anew has met no life of anyone, and whoever has may be gone when a server that was emptied asks which
+    /// of its own was the last. What this server has heard itself is later than what others know.
+    fn learn_lives(&mut self, lives: &[Member]) {
+        let mut learned = false;
+        for life in lives {
+            let Some(peer) = self.peers.get_mut(&life.server) else { continue }; // This server, or none.
+            if !peer.has_lived() && !removed!("V6-passed-on") {
+                peer.incarnation = life.incarnation;
+                self.hard.incarnations.push(*life);
+                learned = true;
+            }
+        }
+        if learned {
+            self.hard.incarnations.sort_unstable();
             self.persist_hard();
         }
     }

@@ -173,6 +173,11 @@ impl Peer {
         }
     }
 
+    /// Whether any life of it is known.
+    pub(super) fn has_lived(&self) -> bool {
+        self.incarnation != Incarnation::default()
+    }
+
     fn begin_life(&mut self, now: Instant, incarnation: Incarnation) {
         // A refused connection is void; the old life ended no later than that.
         let ended = self.refused_since.take().or(self.refused_before.take()).unwrap_or(now);

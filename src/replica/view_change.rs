@@ -640,6 +640,7 @@ impl Replica {
             view: self.view.clone(),
             start: *start,
             views: self.log.recent_views(),
+            lives: self.hard.incarnations.clone(),
         };
         let to: Vec<_> = self.peers.keys().copied().filter(|id| !acked.contains(id)).collect();
         for peer in to.into_iter().filter(|id| only.is_none_or(|only| only == *id)) {
@@ -731,6 +732,7 @@ impl Replica {
         view: View,
         start: Position,
         views: ViewTable,
+        lives: &[Member],
     ) {
         let number = view.number;
         if (number < self.hard.promised && !removed!("V7-promised")) || number.proposer != from {
@@ -743,6 +745,7 @@ impl Replica {
         if self.is_occupied() || !view.members.iter().all(configured) || !self.join(from, cluster) {
             return;
         }
+        self.learn_lives(lives);
         if matches!(&self.role, Role::Learner(learner) if learner.leader == from && learner.view == number)
             && view.member(self.me).is_none()
         {

@@ -95,11 +95,12 @@ fn put_view_change(out: &mut BytesMut, message: &PeerMessage) {
             put_view(out, *number);
             put_view(out, *promised);
         }
-        PeerMessage::NewView { cluster, view, start, views } => {
+        PeerMessage::NewView { cluster, view, start, views, lives } => {
             out.put_u64(cluster.0);
             put_whole_view(out, view);
             put_position(out, *start);
             put_views(out, views);
+            put_members(out, lives);
         }
         PeerMessage::NewViewOk { number, incarnation } => {
             put_view(out, *number);
@@ -260,6 +261,7 @@ fn read_view_change(opcode: u8, r: &mut Reader<'_>) -> Result<PeerMessage, Decod
             view: read_whole_view(r)?,
             start: read_position(r, "start")?,
             views: read_views(r)?,
+            lives: read_members(r, "lives")?,
         },
         opcode::NEW_VIEW_OK => {
             PeerMessage::NewViewOk { number: r.view("number")?, incarnation: read_incarnation(r)? }
@@ -344,7 +346,11 @@ fn read_servers(r: &mut Reader<'_>, field: &'static str) -> Result<Vec<ServerId>
 
 fn put_whole_view(out: &mut BytesMut, view: &View) {
     put_view(out, view.number);
-    put_list(out, &view.members, |out, member| {
+    put_members(out, &view.members);
+}
+
+fn put_members(out: &mut BytesMut, members: &[Member]) {
+    put_list(out, members, |out, member| {
         out.put_u8(member.server.0);
         out.put_u32(member.incarnation.0);
     });
@@ -352,10 +358,13 @@ fn put_whole_view(out: &mut BytesMut, view: &View) {
 
 fn read_whole_view(r: &mut Reader<'_>) -> Result<View, DecodeError> {
     let number = r.view("view")?;
-    let members = r.list("members", MEMBER_BYTES, |r| {
+    Ok(View { number, members: read_members(r, "members")? })
+}
+
+fn read_members(r: &mut Reader<'_>, field: &'static str) -> Result<Vec<Member>, DecodeError> {
+    r.list(field, MEMBER_BYTES, |r| {
         Ok(Member { server: r.server("member")?, incarnation: read_incarnation(r)? })
-    })?;
-    Ok(View { number, members })
+    })
 }
 
 fn put_views(out: &mut BytesMut, views: &ViewTable) {

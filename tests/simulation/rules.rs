@@ -701,6 +701,50 @@ fn who_begins_anew_asks_everyone_before_a_view_names_it() {
     }
 }
 
+/// V6: two directories are emptied one after the other while a third knows their lives, and is gone when the second of them
+/// asks. The first knows from its first view: or it names the second by a number that is void as soon as the third is back,
+/// and who has died before the view was installed is awaited in vain.
+#[test]
+fn who_begins_anew_is_told_which_lives_were_the_last() {
+    for seed in 0..24 {
+        let mut world = running_world(seed);
+        let leads = await_leader(&mut world);
+        let (teller, emptied) = (others(&world, leads)[0], others(&world, leads)[1]);
+        let leads_some = |at: usize, members: usize| {
+            move |world: &mut World| serves(world, at) && installed_view(world, at).members.len() == members
+        };
+        world.crash(emptied, Death::Kill);
+        await_dropped(&mut world, emptied);
+        world.crash(leads, Death::Kill);
+        world.wipe(leads);
+        world.run_for(Duration::from_millis(100));
+        world.start(leads);
+        assert!(world.run_until(SOON, leads_some(teller, 2)), "seed {seed}: {}", describe(&world));
+        world.crash(teller, Death::Kill);
+        assert!(world.run_until(SOON, leads_some(leads, 1)), "seed {seed}: {}", describe(&world));
+        world.wipe(emptied);
+        world.start(emptied);
+        let named = Rc::new(Cell::new(false));
+        let is_named = Rc::clone(&named);
+        world.network.censor(move |_, to, message| match message {
+            PeerMessage::NewView { view, .. } if to == emptied => {
+                is_named.set(is_named.get() || view.member(server_id(emptied)).is_some());
+                Fate::Lost
+            }
+            _ => Fate::Sent,
+        });
+        assert!(world.run_until(SOON, |_| named.get()), "seed {seed}: {}", describe(&world));
+        for at in [leads, emptied] {
+            world.crash(at, Death::Kill);
+        }
+        heal_paths(&mut world);
+        for at in 0..3 {
+            world.start(at);
+        }
+        heal_and_check(&mut world);
+    }
+}
+
 /// V6: a directory is put back as it was before the last start, so that the next one has the same number. That it was
 /// about to stop then is no longer so.
 #[test]
