@@ -626,6 +626,30 @@ fn a_log_that_was_cut_in_front_survives_damage_to_its_anchor() {
     }
 }
 
+/// Entries of the first view that is left begin in the middle of it: where it began is told by the checkpoint.
+#[test]
+fn a_log_that_was_cut_in_front_survives_damage_to_its_views() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 5);
+    for _ in 0..12 {
+        append(&mut opened, &mut known, 2, 5);
+        opened.log.write(&Write::Commit(opened.log.last().index)).unwrap();
+        opened.log.sync().unwrap();
+    }
+    let position = known.position_at(opened.log.last(), LogIndex(50));
+    take_checkpoint(&mut opened, &known, position).unwrap();
+    opened.log.cut(LogIndex(40)).unwrap();
+    assert!(opened.log.base().index > LogIndex(6));
+    let first = disk.files().into_iter().find(|name| name.starts_with("server_log")).unwrap();
+    let bytes = disk.bytes(&first).unwrap();
+    let views = bytes.windows(7).position(|window| window == b",views,").unwrap();
+    disk.flip_bit(&first, views + 1, 0);
+    let opened = try_open(&disk.restart()).unwrap();
+    assert_eq!(check(&opened, &known).last.index, LogIndex(65));
+}
+
 #[test]
 fn a_received_checkpoint_with_any_flipped_bit_changes_nothing() {
     let mut known = Known::default();

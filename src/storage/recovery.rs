@@ -384,11 +384,12 @@ fn settle_checkpoints<D: Disk>(
     remove_others(disk, kept)
 }
 
-/// The log's own table of views is damaged, or the rows in which a view starts are: the checkpoint's is as good up to
-/// its entry.
+/// The log's own table of views is damaged, so that its first view seems to start with the first entry that is left, or the
+/// rows in which a view starts are: the checkpoint's is as good up to its entry.
 fn merge_views<F>(found: &mut Scan<F>, manifest: &Manifest) {
     let through = manifest.position.index;
-    let damaged = found.views.first().is_none_or(|view| view.start > through)
+    let first = found.base.index.max(LogIndex(1));
+    let damaged = found.views.first().is_none_or(|view| view.start > first)
         || found.gaps.iter().any(|gap| gap.after.index < through);
     if !damaged {
         return;
