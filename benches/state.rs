@@ -14,6 +14,10 @@ use lastword::types::{AccountId, ClientId, LogIndex, RequestId, RequestNumber, S
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// As in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures the state machine.
 #[derive(Debug, Parser)]
 #[command(name = "state")]

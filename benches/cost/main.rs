@@ -14,6 +14,10 @@ use lastword::types::{ConnectionId, ViewNumber};
 use lastword::wire::client::encode_request;
 use world::{World, account};
 
+/// As in the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As in `client bench`.
 const TEXT_BYTES: usize = 100;
 /// Clients tell so often which replies they have, as `client::Pipeline` does.

@@ -17,6 +17,10 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+/// Messages are many small allocations, made by the batch and freed much later: what the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Asked to stop, and stopped.
 const EXIT_STOPPED: i32 = 0;
 /// It must not run like this; standard error says why.

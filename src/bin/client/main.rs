@@ -19,6 +19,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
+/// As in the server: `bench` makes as many messages as a server takes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Notices that may wait to be shown; more than a person reads are dropped.
 const NOTICES_MAX: usize = 16;
 
