@@ -641,30 +641,37 @@ fn of_two_accounts_of_one_name_the_earlier_keeps_it_and_a_message_of_the_other_s
     }
 }
 
+/// Two servers, of which the first has begun with an empty directory and has never met the third: that was dead
+/// already. The second leads them, and has met it.
+fn world_of_one_that_has_not_met_another(seed: u64) -> (World, [usize; 3]) {
+    let mut world = running_world(seed);
+    let first = await_leader(&mut world);
+    let (second, third) = (others(&world, first)[0], others(&world, first)[1]);
+    world.crash(third, Death::Kill);
+    await_dropped(&mut world, third);
+    world.crash(first, Death::Kill);
+    world.wipe(first);
+    world.run_for(Duration::from_millis(100));
+    world.start(first);
+    assert!(world.run_until(SOON, leads_a_view_of(second, 2)), "seed {seed}: {}", describe(&world));
+    (world, [first, second, third])
+}
+
+fn leads_a_view_of(at: usize, members: usize) -> impl Fn(&mut World) -> bool {
+    move |world| serves(world, at) && installed_view(world, at).members.len() == members
+}
+
 /// V6: a directory that was emptied gives itself a number that nobody can tell from an earlier one. Whoever knew a later
 /// life must be heard before a view names this one, or the name is void as soon as it is given: then everything fails
 /// before its bearer has installed that view, and the others wait for a disk that no longer exists.
 #[test]
 fn who_begins_anew_asks_everyone_before_a_view_names_it() {
     for seed in 0..24 {
-        let mut world = running_world(seed);
-        let leads = await_leader(&mut world);
-        let (teller, emptied) = (others(&world, leads)[0], others(&world, leads)[1]);
-        let leads_two = |at: usize| {
-            move |world: &mut World| serves(world, at) && installed_view(world, at).members.len() == 2
-        };
-        // Whoever will lead has never met the life that is over: its own directory was empty since.
-        world.crash(emptied, Death::Kill);
-        await_dropped(&mut world, emptied);
-        world.crash(leads, Death::Kill);
-        world.wipe(leads);
-        world.run_for(Duration::from_millis(100));
-        world.start(leads);
-        assert!(world.run_until(SOON, leads_two(teller)), "seed {seed}: {}", describe(&world));
+        let (mut world, [leads, teller, emptied]) = world_of_one_that_has_not_met_another(seed);
         world.crash(teller, Death::Kill);
         world.run_for(Duration::from_millis(100));
         world.start(teller);
-        assert!(world.run_until(SOON, leads_two(leads)), "seed {seed}: {}", describe(&world));
+        assert!(world.run_until(SOON, leads_a_view_of(leads, 2)), "seed {seed}: {}", describe(&world));
         world.wipe(emptied);
         world.start(emptied);
         let (named, heard, renamed) =
@@ -707,21 +714,9 @@ fn who_begins_anew_asks_everyone_before_a_view_names_it() {
 #[test]
 fn who_begins_anew_is_told_which_lives_were_the_last() {
     for seed in 0..24 {
-        let mut world = running_world(seed);
-        let leads = await_leader(&mut world);
-        let (teller, emptied) = (others(&world, leads)[0], others(&world, leads)[1]);
-        let leads_some = |at: usize, members: usize| {
-            move |world: &mut World| serves(world, at) && installed_view(world, at).members.len() == members
-        };
-        world.crash(emptied, Death::Kill);
-        await_dropped(&mut world, emptied);
-        world.crash(leads, Death::Kill);
-        world.wipe(leads);
-        world.run_for(Duration::from_millis(100));
-        world.start(leads);
-        assert!(world.run_until(SOON, leads_some(teller, 2)), "seed {seed}: {}", describe(&world));
+        let (mut world, [leads, teller, emptied]) = world_of_one_that_has_not_met_another(seed);
         world.crash(teller, Death::Kill);
-        assert!(world.run_until(SOON, leads_some(leads, 1)), "seed {seed}: {}", describe(&world));
+        assert!(world.run_until(SOON, leads_a_view_of(leads, 1)), "seed {seed}: {}", describe(&world));
         world.wipe(emptied);
         world.start(emptied);
         let named = Rc::new(Cell::new(false));
