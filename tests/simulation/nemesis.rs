@@ -453,11 +453,22 @@ impl World {
         if self.servers.len() < 2 {
             return;
         }
-        self.faults.count(Fault::SlowLink);
         let other = (at + 1) % self.servers.len();
         let (from, to) = if self.nemesis.chance(1, 2) { (at, other) } else { (other, at) };
         let longer = self.nemesis_duration(Duration::from_millis(20), Duration::from_millis(400));
-        let duration = self.nemesis_duration(Duration::from_millis(100), Duration::from_secs(5));
+        let mut duration = self.nemesis_duration(Duration::from_millis(100), Duration::from_secs(5));
+        // To connect takes one delay there and three back.
+        let connecting = longer + self.network.longer(to, from, self.now) + 4 * self.swarm.delay_max;
+        if connecting >= SUSPICION {
+            // To servers that have lost their connection it is a partition: none comes about.
+            if self.now < self.partition_after {
+                return;
+            }
+            duration = duration.min(PARTITION_MAX);
+            self.partition_after = self.now + duration + PARTITIONS_APART;
+        }
+        self.faults.count(Fault::SlowLink);
+        trace!(self, "slow {} -> {}: {longer:?} for {duration:?}", from + 1, to + 1);
         self.network.slow_down(from, to, longer, self.now + duration);
     }
 
@@ -550,6 +561,7 @@ impl World {
 
     /// Opens both directions between two servers.
     pub(crate) fn unblock(&mut self, at: usize, other: usize) {
+        trace!(self, "unblock {} -> {}", at + 1, other + 1);
         self.network.set_blocked(at, other, false);
         self.network.set_blocked(other, at, false);
     }

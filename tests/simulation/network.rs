@@ -78,8 +78,12 @@ struct Path {
 impl Path {
     /// From when on what is sent now is on its way.
     fn opens(&self, now: Instant) -> Instant {
-        let longer = if now < self.slow_until { self.longer } else { Duration::ZERO };
-        self.stalled_until.max(now + longer)
+        self.stalled_until.max(now + self.longer(now))
+    }
+
+    /// How much longer what is sent now takes.
+    fn longer(&self, now: Instant) -> Duration {
+        if now < self.slow_until { self.longer } else { Duration::ZERO }
     }
 }
 
@@ -186,6 +190,11 @@ impl Network {
     pub(crate) fn slow_down(&mut self, from: usize, to: usize, longer: Duration, until: Instant) {
         let path = &mut self.paths[from * self.servers + to];
         (path.longer, path.slow_until) = (longer, until);
+    }
+
+    /// How much longer everything takes in one direction.
+    pub(crate) fn longer(&self, from: usize, to: usize, now: Instant) -> Duration {
+        self.path(from, to).longer(now)
     }
 
     /// Blocks or opens one direction.
