@@ -124,8 +124,9 @@ impl RowWriter {
     /// Appends a request's id; the hot path's form of [`RowWriter::plain`].
     pub fn id(&mut self, id: RequestId) {
         self.separate();
-        self.buffer.extend_from_slice(id.client.0.to_be_bytes().map(hex).as_flattened());
-        self.buffer.push(b'-');
+        let mut start = [b'-'; 17];
+        start[..16].copy_from_slice(id.client.0.to_be_bytes().map(hex).as_flattened());
+        self.buffer.extend_from_slice(&start);
         self.push_number(id.number.0);
     }
 

@@ -41,6 +41,7 @@ pub(super) struct Client {
     outgoing: Outgoing,
     /// Requests forwarded and not answered.
     in_flight: AtomicUsize,
+    /// Told when all are answered.
     answered: Notify,
     logged_in: AtomicBool,
 }
@@ -66,7 +67,9 @@ impl Client {
         let is_first = self.outgoing.push(|out| encode_response(out, request, response));
         let before = self.in_flight.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "connection of {} was answered more often than it asked", self.address);
-        self.answered.notify_one();
+        if before == 1 {
+            self.answered.notify_one();
+        }
         is_first
     }
 
@@ -214,7 +217,7 @@ impl ClientLink<'_> {
                 return End::Dropped;
             }
             let client = self.client;
-            next = reader.next(self.idle_until(), &|| client.frame_bytes_max()).await;
+            next = reader.next(|| self.idle_until(), &|| client.frame_bytes_max()).await;
         }
     }
 

@@ -169,8 +169,9 @@ impl Driver {
         match input {
             Input::Event(event) => self.handle(event),
             Input::Requests { connection, unix_ms, asked } => {
+                let now = self.shell.now();
                 for (request, body) in asked {
-                    self.handle(Event::Request { connection, request, body, unix_ms });
+                    self.replica.handle_event(now, Event::Request { connection, request, body, unix_ms });
                 }
             }
             Input::Connected { connection, client } => {

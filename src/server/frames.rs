@@ -105,11 +105,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         .await
     }
 
-    /// The next frame, begun before `idle_until`. The longest frame allowed is asked for anew for each piece that
-    /// arrives: a login may raise it meanwhile.
+    /// The next frame; if nothing of it is read yet, it must begin before `idle_until`. The longest frame allowed is
+    /// asked for anew for each piece that arrives: a login may raise it meanwhile.
     pub(super) async fn next(
         &mut self,
-        idle_until: Instant,
+        idle_until: impl Fn() -> Instant,
         frame_bytes_max: &(dyn Fn() -> usize + Sync),
     ) -> Result<Frame, ReadEnd> {
         loop {
@@ -119,7 +119,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(frame);
             }
             let (deadline, late) = if self.buffer.is_empty() {
-                (idle_until, ReadEnd::Idle)
+                (idle_until(), ReadEnd::Idle)
             } else {
                 (*self.whole_by.get_or_insert_with(|| Instant::now() + self.whole_within), ReadEnd::Stuck)
             };
@@ -156,10 +156,10 @@ mod tests {
             near.write_all(&[PING, PING].concat()).await.unwrap();
         });
         for _ in 0..3 {
-            let frame = reader.next(soon(), &|| 100).await.unwrap();
+            let frame = reader.next(soon, &|| 100).await.unwrap();
             assert_eq!((frame.opcode, frame.request), (1, 7));
         }
-        assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::EndOfStream)));
+        assert!(matches!(reader.next(soon, &|| 100).await, Err(ReadEnd::EndOfStream)));
         writer.await.unwrap();
     }
 
@@ -168,21 +168,21 @@ mod tests {
         let bytes = [&PING[..], &PING[..], &PING[..6]].concat();
         let mut reader = FrameReader::new(&bytes[..], 100);
         assert!(!reader.has_next());
-        reader.next(soon(), &|| 100).await.unwrap();
+        reader.next(soon, &|| 100).await.unwrap();
         assert!(reader.has_next());
-        reader.next(soon(), &|| 100).await.unwrap();
+        reader.next(soon, &|| 100).await.unwrap();
         assert!(!reader.has_next());
         let broken = [&PING[..], &[0, 0, 0, 0]].concat();
         let mut reader = FrameReader::new(&broken[..], 100);
-        reader.next(soon(), &|| 100).await.unwrap();
+        reader.next(soon, &|| 100).await.unwrap();
         assert!(reader.has_next());
-        assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::Codec(_))));
+        assert!(matches!(reader.next(soon, &|| 100).await, Err(ReadEnd::Codec(_))));
     }
 
     #[tokio::test]
     async fn a_stream_that_ends_within_a_frame_says_so() {
         let mut reader = FrameReader::new(&PING[..6], 100);
-        assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::Incomplete { found: 6 })));
+        assert!(matches!(reader.next(soon, &|| 100).await, Err(ReadEnd::Incomplete { found: 6 })));
     }
 
     #[tokio::test]
@@ -190,16 +190,16 @@ mod tests {
         let (mut near, far) = tokio::io::duplex(64);
         let mut reader = FrameReader::new(far, 100);
         reader.whole_within = Duration::from_millis(20);
-        assert!(matches!(reader.next(Instant::now(), &|| 100).await, Err(ReadEnd::Idle)));
+        assert!(matches!(reader.next(Instant::now, &|| 100).await, Err(ReadEnd::Idle)));
         near.write_all(&PING[..6]).await.unwrap();
-        assert!(matches!(reader.next(soon(), &|| 100).await, Err(ReadEnd::Stuck)));
+        assert!(matches!(reader.next(soon, &|| 100).await, Err(ReadEnd::Stuck)));
     }
 
     #[tokio::test]
     async fn a_login_raises_the_limit_for_the_next_frame() {
         let frame = [0, 0, 0, 9, 1, 0, 0, 0, 7, 1, 2, 3, 4];
         let mut reader = FrameReader::new(&frame[..], 5);
-        assert!(matches!(reader.next(soon(), &|| 5).await, Err(ReadEnd::Codec(CodecError::TooLong { .. }))));
-        assert_eq!(reader.next(soon(), &|| 9).await.unwrap().body.len(), 4);
+        assert!(matches!(reader.next(soon, &|| 5).await, Err(ReadEnd::Codec(CodecError::TooLong { .. }))));
+        assert_eq!(reader.next(soon, &|| 9).await.unwrap().body.len(), 4);
     }
 }

@@ -110,7 +110,7 @@ async fn first_frame(
         (false, true) => IDLE_MAX,
         (false, false) => LOGIN_BEGUN_MAX,
     };
-    reader.next(Instant::now() + patience, &|| FRAME_BEFORE_LOGIN_BYTES_MAX).await
+    reader.next(|| Instant::now() + patience, &|| FRAME_BEFORE_LOGIN_BYTES_MAX).await
 }
 
 /// The readable line for bytes that can't be a frame.

@@ -187,7 +187,7 @@ impl From<ReadEnd> for Failure {
 }
 
 async fn next_frame(reader: &mut FrameReader<OwnedReadHalf>) -> Result<Frame, Failure> {
-    Ok(reader.next(Instant::now() + SUSPICION, &|| FRAME_BEFORE_LOGIN_BYTES_MAX).await?)
+    Ok(reader.next(|| Instant::now() + SUSPICION, &|| FRAME_BEFORE_LOGIN_BYTES_MAX).await?)
 }
 
 fn nonce() -> Result<[u8; 32], Failure> {
@@ -285,7 +285,7 @@ async fn receive_frames(
     link: u64,
 ) -> ReadEnd {
     loop {
-        let next = reader.next(Instant::now() + SILENCE_MAX, &|| FRAME_PEER_BYTES_MAX).await;
+        let next = reader.next(|| Instant::now() + SILENCE_MAX, &|| FRAME_PEER_BYTES_MAX).await;
         let frame = match next {
             Ok(frame) => frame,
             Err(end) => return end,
