@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lastword::config::{MINORITY_GRACE, SUSPICION};
+use lastword::message::Standing;
 use lastword::replica::Event;
 use lastword::time::Instant;
 
@@ -330,7 +331,8 @@ impl World {
     /// What may happen to a directory without breaking a promise, exactly:
     ///
     /// - An entry's row may rot while another server leads the latest view: that one has everything that was ever
-    ///   acknowledged, and whoever leads later has it too.
+    ///   acknowledged, and whoever leads later has it too. Unless nothing tells that it was an entry: then it counts as the
+    ///   row of a promise that is forgotten.
     /// - Whatever makes a server forget what it has promised or installed (it is emptied, put back, refused for its
     ///   damage, or has lost its hard state) may happen only while others go on in a view without it. A member of the
     ///   latest view that has forgotten can't be told from the only one that knew better: then nobody may go on,
@@ -392,10 +394,20 @@ impl World {
             rows[usize::try_from(self.nemesis.below(rows.len() as u64)).expect("small")];
         let byte = start + usize::try_from(self.nemesis.below(length as u64)).expect("small");
         let bit = u32::try_from(self.nemesis.below(8)).expect("small");
-        trace!(self, "rot {}: {} byte {byte} bit {bit}", at + 1, files[file]);
+        let forgot_before = self.forgets(at);
         disk.flip_bit(&files[file], byte, bit);
+        if fault == Fault::RotEntry && !forgot_before && self.forgets(at) && !self.is_superseded(at) {
+            return disk.flip_bit(&files[file], byte, bit);
+        }
+        trace!(self, "rot {}: {} byte {byte} bit {bit}", at + 1, files[file]);
         self.servers[at].damaged = true;
         self.faults.count(fault);
+    }
+
+    /// Whether a server that starts with its directory as it is may have forgotten what it has promised.
+    fn forgets(&self, at: usize) -> bool {
+        let opened = self.open(at, self.servers[at].disk.copy());
+        opened.is_ok_and(|opened| opened.recovered.hard.standing == Standing::Partial)
     }
 
     /// Keeps a copy of a directory, or puts the one that was kept in its place.

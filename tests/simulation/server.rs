@@ -293,9 +293,13 @@ impl World {
 
     /// Opens a server's directory, with segments of this world's size.
     pub(crate) fn open_directory(&self, at: usize) -> Result<Opened<MemoryDisk>, StorageError> {
-        let Server { disk, config, .. } = &self.servers[at];
-        let segment = self.swarm.segment_bytes;
-        lastword::storage::open_with(disk.clone(), config.me, &config.servers, segment, &mut |_| {})
+        self.open(at, self.servers[at].disk.clone())
+    }
+
+    /// The same for another disk of its.
+    pub(crate) fn open(&self, at: usize, disk: MemoryDisk) -> Result<Opened<MemoryDisk>, StorageError> {
+        let (config, segment) = (&self.servers[at].config, self.swarm.segment_bytes);
+        lastword::storage::open_with(disk, config.me, &config.servers, segment, &mut |_| {})
     }
 
     /// The command ends at once. Whoever typed it reads why, and tries again later; a directory that is damaged
