@@ -73,7 +73,7 @@ def log(cluster, at):
     directory, chains = cluster.data(at), {}
     files = sorted(directory.glob("server_log-*.csv"), key=lambda file: int(file.stem.split("-")[1]))
     for file in [*files, directory / "server_log.csv"]:
-        for row in rows(file)[1:]:
+        for row in filter(None, rows(file)[1:]):  # empty lines are reserved space
             kind, index = row[1], row[2]
             if kind == "truncate":
                 chains = {key: chain for key, chain in chains.items() if key <= int(index)}

@@ -120,7 +120,8 @@
 //!
 //! | fault | what is left | what happens |
 //! |---|---|---|
-//! | torn last row: no newline at its end | bytes that were never synced, so never acknowledged | recovery cuts them; the disk counts as whole (D4) |
+//! | torn last row: no newline at its end, or nothing but reserved space behind its beginning | bytes that were never synced, so never acknowledged | recovery cuts them; the disk counts as whole (D4) |
+//! | empty lines between rows: sectors that were not reached when the power failed | rows behind them that were never synced, unless the disk has lost a write | cut from the first empty line on, and the disk is suspect |
 //! | damaged last row, complete | a row that may have been acknowledged | it is cut, and the disk is *suspect*: its log starts a view only if no whole disk can (`authority::sources`) |
 //! | rot: damaged rows with good ones after them | a gap, whose size the sequence numbers and indexes tell | never cut. The server counts for nothing, asks the others for the entries (`tick_repair`), keeps the damaged file as `rotten-*.csv`, and recovers anew. If nobody has them it goes on without if its checkpoint is later; else it says so and waits |
 //! | rot in the hard state or a view's row | a server that may have forgotten a promise | the disk is *partial*: it must catch up first, and has not answered for the lives it may have forgotten (V6) |

@@ -151,9 +151,14 @@ impl Disk for FaultyDisk {
 
 impl DiskFile for FaultyFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(failure) = count(&self.calls, "write") else { return self.file.append(bytes) };
+        let end = self.file.len()?;
+        self.write_at(end, bytes)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let Some(failure) = count(&self.calls, "write") else { return self.file.write_at(offset, bytes) };
         if failure == Failure::Short {
-            self.file.append(&bytes[..bytes.len() / 2])?;
+            self.file.write_at(offset, &bytes[..bytes.len() / 2])?;
         }
         Err(failure.error())
     }

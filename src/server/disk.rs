@@ -150,6 +150,8 @@ impl LogWriter {
             }
             self.sync(unsynced);
         }
+        // Otherwise the next start does it.
+        let _ = self.log.close();
     }
 
     /// Does something with the log unless it has failed before; the first failure is reported.

@@ -3,7 +3,11 @@
 //! Rows gather in memory until [`CommitLog::sync`] brings them to the disk by one write and one fdatasync. A segment
 //! that has grown enough is sealed under a name of its own. Whatever replaces a file is written aside, synced, and
 //! renamed in place.
+//!
+//! Small writes go to space that was reserved behind the last row, and filled with empty lines: an fdatasync that changes
+//! neither a file's length nor its place on the disk takes a third less. What recovery makes of it, `scan` says.
 
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
 
 use super::disk::{Disk, DiskFile};
@@ -22,6 +26,15 @@ use crate::message::{Entry, HardState, Installed, Position, View, ViewTable, Wri
 use crate::row::RowWriter;
 use crate::types::LogIndex;
 
+/// How much space is reserved at once, at least, if segments are not smaller.
+const RESERVE_BYTES: u64 = 128 * 1024;
+/// Space is reserved after a write of at most this part of it: a larger one gains little.
+const RESERVE_PART: usize = 4;
+/// How the system refuses what a disk, a quota or a limit has no room for.
+const TOO_MUCH: [ErrorKind; 3] = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+/// Reserved space ends where a page does, so that no sector is reserved in part.
+const PAGE_BYTES: u64 = 4096;
+
 /// A live segment that will replace the one that is there.
 pub(super) const LIVE_NEW: &str = "server_log.csv.new";
 /// The live segment that follows one that is being sealed.
@@ -38,6 +51,9 @@ pub struct CommitLog<D: Disk> {
     segment: u64,
     length: u64,
     lines: u64,
+    /// Where the space ends that is reserved behind its last row, and how much is reserved at once.
+    reserved: u64,
+    reserve: usize,
     /// Rows that are not written yet; where the entries among them stand.
     rows: RowWriter,
     row_count: u64,
@@ -147,6 +163,8 @@ impl<D: Disk> CommitLog<D> {
             segment: 0,
             length: 0,
             lines: 0,
+            reserved: 0,
+            reserve: usize::try_from(segment_bytes_max.min(RESERVE_BYTES)).expect("it is small"),
             rows: RowWriter::new(),
             row_count: 0,
             buffered: Vec::new(),
@@ -174,6 +192,7 @@ impl<D: Disk> CommitLog<D> {
         self.segment = index.segments.last_key_value().map_or(1, |(&number, _)| number);
         drop(index);
         self.length = found.good_end;
+        self.reserved = self.length;
         self.lines = found.live_lines;
         self.next_sequence = found.next_sequence;
         self.base = found.base;
@@ -225,6 +244,16 @@ impl<D: Disk> CommitLog<D> {
         self.check_usable()?;
         let result = self.flush().and_then(|()| self.maybe_seal());
         self.note_failure(result)
+    }
+
+    /// Ends the log's use: its file ends with its last row.
+    ///
+    /// # Errors
+    /// The disk fails, or has failed before.
+    pub fn close(mut self) -> Result<(), StorageError> {
+        self.check_usable()?;
+        self.release()?;
+        attempt(&self.disk, "sync", LIVE, self.file.sync())
     }
 
     /// Removes the sealed segments that only hold entries up to `through` (T3).
@@ -418,12 +447,17 @@ impl<D: Disk> CommitLog<D> {
             return Ok(());
         }
         let bytes = self.rows.take();
-        if let Err(error) = self.file.append(&bytes) {
+        if let Err(error) = self.file.write_at(self.length, &bytes) {
             // D3: back to the last whole row. Should that fail too, recovery does it.
             let _ = self.file.truncate(self.length);
             let _ = self.file.sync();
             return Err(StorageError::io("write", self.disk.display(LIVE), error));
         }
+        let end = self.length + bytes.len() as u64;
+        if end > self.reserved && bytes.len() <= self.reserve / RESERVE_PART {
+            self.reserve_after(end)?;
+        }
+        self.reserved = self.reserved.max(end);
         attempt(&self.disk, "sync", LIVE, self.file.sync())?;
         let mut index = lock(&self.index);
         for entry in self.buffered.drain(..) {
@@ -431,7 +465,7 @@ impl<D: Disk> CommitLog<D> {
             index.append(self.segment, offset, self.lines + entry.row, entry.previous, false);
         }
         drop(index);
-        self.length += bytes.len() as u64;
+        self.length = end;
         self.rows.reuse(bytes);
         self.lines += self.row_count;
         self.row_count = 0;
@@ -442,6 +476,7 @@ impl<D: Disk> CommitLog<D> {
         if self.length < self.segment_bytes_max || self.next_sequence - self.segment <= HEAD_ROWS {
             return Ok(());
         }
+        self.release()?;
         let head = self.head(self.last);
         write_file(&self.disk, LIVE_NEXT, &head)?;
         attempt(&self.disk, "sync the directory", "", self.disk.sync_dir(""))?;
@@ -453,6 +488,30 @@ impl<D: Disk> CommitLog<D> {
             segment.name = sealed;
         }
         self.begin_segment(self.last, head.len() as u64)
+    }
+
+    /// Reserves space behind the last row, if there is some. A small disk does without.
+    fn reserve_after(&mut self, end: u64) -> Result<(), StorageError> {
+        let reserved = (end + self.reserve as u64).next_multiple_of(PAGE_BYTES);
+        let space = usize::try_from(reserved - end).expect("it is small");
+        match self.file.write_at(end, &vec![b'\n'; space]) {
+            Ok(()) => self.reserved = reserved,
+            Err(error) if TOO_MUCH.contains(&error.kind()) => {
+                self.reserve = 0;
+                attempt(&self.disk, "cut", LIVE, self.file.truncate(end))?;
+            }
+            Err(error) => return Err(StorageError::io("write", self.disk.display(LIVE), error)),
+        }
+        Ok(())
+    }
+
+    /// Gives the reserved space back. A crash may undo that.
+    fn release(&mut self) -> Result<(), StorageError> {
+        if self.reserved > self.length {
+            attempt(&self.disk, "cut", LIVE, self.file.truncate(self.length))?;
+            self.reserved = self.length;
+        }
+        Ok(())
     }
 
     fn head(&self, anchor: Position) -> Vec<u8> {
@@ -473,6 +532,7 @@ impl<D: Disk> CommitLog<D> {
         self.segment = self.next_sequence;
         self.next_sequence += HEAD_ROWS;
         self.length = length;
+        self.reserved = length;
         self.lines = 1 + HEAD_ROWS;
         let file = Arc::new(attempt(&self.disk, "open", LIVE, self.disk.open(LIVE))?);
         let mut index = lock(&self.index);
@@ -622,7 +682,10 @@ impl<D: Disk> CommitLog<D> {
     ) -> Result<(), StorageError> {
         let number = holes[0].segment;
         let segment = lock(&self.index).segments[&number].clone();
-        let length = attempt(&self.disk, "read", &segment.name, segment.file.len())?;
+        let length = match segment.name.as_str() {
+            LIVE => self.length,
+            sealed => attempt(&self.disk, "read", sealed, segment.file.len())?,
+        };
         self.copy_file(&segment, length, &format!("rotten-{number:08}-{}.csv", self.next_sequence))?;
         let aside = format!("{}.new", segment.name);
         let mut file = attempt(&self.disk, "create", &aside, self.disk.create(&aside))?;

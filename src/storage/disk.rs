@@ -5,7 +5,7 @@
 //! [`Disk::sync_dir`] of the directory they stand in.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -49,11 +49,14 @@ pub trait Disk: Clone + std::fmt::Debug + Send + 'static {
     fn display(&self, path: &str) -> String;
 }
 
-/// A file that grows at its end.
+/// An open file.
 #[allow(clippy::len_without_is_empty)] // The length is an I/O operation here, not a property.
 pub trait DiskFile: std::fmt::Debug + Send + Sync + 'static {
     /// Writes all of `bytes` at the end. After an error some of them may be there.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Writes all of `bytes` from `offset` on, at most the file's length, over what is there and beyond. After an error
+    /// some of them may be there.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes the file's bytes durable (fdatasync).
     fn sync(&mut self) -> io::Result<()>;
     /// Reads up to `buffer.len()` bytes from `offset` on; fewer only at the end of the file.
@@ -63,6 +66,9 @@ pub trait DiskFile: std::fmt::Debug + Send + Sync + 'static {
     /// Cuts the file.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
 }
+
+/// A disk writes so many bytes at once, or none of them.
+pub(super) const SECTOR_BYTES: usize = 512;
 
 /// Holds the lock on a data directory; kept as long as any handle of the directory.
 const LOCK_FILE: &str = "lock";
@@ -129,16 +135,16 @@ impl Disk for OsDisk {
     fn create(&self, path: &str) -> io::Result<OsFile> {
         let mut options = fs::OpenOptions::new();
         let path = self.at(path);
-        // An append-mode file can't be emptied while it is opened, so an old one goes first.
+        // Whoever has the old one open keeps it.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        options.read(true).append(true).create_new(true).mode(0o600).open(path).map(OsFile)
+        options.read(true).write(true).create_new(true).mode(0o600).open(path).map(OsFile)
     }
 
     fn open(&self, path: &str) -> io::Result<OsFile> {
-        fs::OpenOptions::new().read(true).append(true).open(self.at(path)).map(OsFile)
+        fs::OpenOptions::new().read(true).write(true).open(self.at(path)).map(OsFile)
     }
 
     fn exists(&self, path: &str) -> io::Result<bool> {
@@ -216,6 +222,12 @@ pub struct OsFile(fs::File);
 
 impl DiskFile for OsFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.seek(SeekFrom::End(0))?;
+        self.0.write_all(bytes)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.seek(SeekFrom::Start(offset))?;
         self.0.write_all(bytes)
     }
 

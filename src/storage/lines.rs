@@ -56,6 +56,27 @@ impl<'a, F: DiskFile> Lines<'a, F> {
         }
     }
 
+    /// Passes over empty lines, and gives how many there were.
+    pub(super) fn skip_empty(&mut self) -> io::Result<u64> {
+        let mut skipped = 0;
+        loop {
+            let rest = &self.buffer[self.start..self.end];
+            let empty = rest.iter().take_while(|byte| **byte == b'\n').count();
+            self.start += empty;
+            self.offset += empty as u64;
+            skipped += empty as u64;
+            if self.start < self.end || !self.fill()? {
+                return Ok(skipped);
+            }
+        }
+    }
+
+    /// Where the next line starts; none at the end of the file.
+    pub(super) fn next_offset(&mut self) -> io::Result<Option<u64>> {
+        let more = self.start < self.end || self.fill()?;
+        Ok(more.then_some(self.offset))
+    }
+
     /// The bytes of the line that was given last.
     pub(super) fn bytes(&self, line: &LineAt) -> &[u8] {
         &self.buffer[line.range.clone()]

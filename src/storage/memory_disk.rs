@@ -2,14 +2,16 @@
 //! the difference.
 //!
 //! A file has live bytes and durable bytes; a directory has live names and durable names. A crash keeps of each file
-//! what was synced and a random prefix of what was appended since, and of each directory's unsynced changes a random
-//! prefix in their order. Faults can be injected by count, by space, and bit by bit.
+//! what was synced, a random prefix of what was appended since, and random sectors of what was written over it since; and
+//! of each directory's unsynced changes a random prefix in their order. Faults can be injected by count, by space, and bit
+//! by bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, SECTOR_BYTES};
 use crate::prng::Prng;
 
 /// A simulated directory. Clones are handles of the same one; those from before a crash fail afterwards.
@@ -55,17 +57,146 @@ enum Fault {
 
 #[derive(Clone, Debug)]
 enum Node {
-    File { live: Vec<u8>, durable: Durable },
+    File(Bytes),
     Directory { live: Names, durable: Names, pending: Vec<Change> },
+}
+
+/// The bytes of a file.
+#[derive(Clone, Debug, Default)]
+struct Bytes {
+    live: Vec<u8>,
+    durable: Durable,
+    /// What was written over durable bytes since the last sync: from where on, and what stood there.
+    overwritten: Vec<(usize, Vec<u8>)>,
 }
 
 /// The durable bytes of a file.
 #[derive(Clone, Debug)]
 enum Durable {
-    /// The first so many of the live ones.
+    /// The first so many of the live ones, but for what is overwritten.
     Prefix(usize),
     /// Others: the file was cut below what had been synced.
-    Bytes(Vec<u8>),
+    Other(Vec<u8>),
+}
+
+impl Default for Durable {
+    fn default() -> Self {
+        Self::Prefix(0)
+    }
+}
+
+impl Bytes {
+    /// All of them live and durable.
+    fn synced(live: Vec<u8>) -> Self {
+        Self { durable: Durable::Prefix(live.len()), live, overwritten: Vec::new() }
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = self.live.len().min(offset + bytes.len());
+        match self.durable {
+            Durable::Prefix(synced) if offset < synced => {
+                self.overwritten.push((offset, self.live[offset..end.min(synced)].to_vec()));
+            }
+            Durable::Prefix(_) => {}
+            // What of it a crash would keep is not modelled.
+            Durable::Other(_) => {
+                assert_eq!(end, offset, "a file that was cut is written over before it is synced")
+            }
+        }
+        self.live[offset..end].copy_from_slice(&bytes[..end - offset]);
+        self.live.extend_from_slice(&bytes[end - offset..]);
+    }
+
+    fn sync(&mut self) {
+        self.durable = Durable::Prefix(self.live.len());
+        self.overwritten.clear();
+    }
+
+    fn truncate(&mut self, len: usize) {
+        if let Durable::Prefix(synced) = self.durable
+            && len < synced
+        {
+            let mut durable = self.before_overwriting();
+            durable.truncate(synced);
+            self.durable = Durable::Other(durable);
+            self.overwritten.clear();
+        }
+        self.live.truncate(len);
+    }
+
+    fn flip_bit(&mut self, byte: usize, bit: u32) {
+        self.live[byte] ^= 1 << bit;
+        if let Durable::Other(durable) = &mut self.durable
+            && let Some(durable) = durable.get_mut(byte)
+        {
+            *durable ^= 1 << bit;
+        }
+        for (offset, bytes) in &mut self.overwritten {
+            if let Some(before) = byte.checked_sub(*offset).and_then(|at| bytes.get_mut(at)) {
+                *before ^= 1 << bit;
+            }
+        }
+    }
+
+    fn before_overwriting(&self) -> Vec<u8> {
+        let mut before = self.live.clone();
+        for (offset, bytes) in self.overwritten.iter().rev() {
+            before[*offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        before
+    }
+
+    fn crash(&mut self, prng: &mut Prng) {
+        match &mut self.durable {
+            Durable::Prefix(length) => {
+                let unsynced = self.live.len() - *length;
+                // Nothing, everything and a torn row are all worth seeing often.
+                let keep = match prng.below(4) {
+                    0 => 0,
+                    1 => unsynced as u64,
+                    _ => prng.below(unsynced as u64 + 1),
+                };
+                let length = *length;
+                let mut kept = length + usize::try_from(keep).expect("a length");
+                if !self.overwritten.is_empty() && self.lose_overwriting(prng) == length {
+                    // What was appended begins in a sector that has not reached the disk.
+                    kept = length;
+                }
+                self.live.truncate(kept);
+            }
+            Durable::Other(bytes) => {
+                if prng.chance(1, 2) {
+                    self.live = std::mem::take(bytes);
+                }
+            }
+        }
+        self.sync();
+    }
+
+    /// Puts back part of what was overwritten: a disk keeps no order between its sectors. Gives where the last part ends
+    /// that was put back.
+    fn lose_overwriting(&mut self, prng: &mut Prng) -> usize {
+        let before = self.before_overwriting();
+        let start = self.overwritten.iter().map(|(offset, _)| *offset).min().expect("something is");
+        let end = self.overwritten.iter().map(|(offset, bytes)| offset + bytes.len()).max();
+        let end = end.expect("something is");
+        let sectors = (start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES))
+            .map(|at| (at * SECTOR_BYTES).max(start)..((at + 1) * SECTOR_BYTES).min(end));
+        let mut lost: Vec<Range<usize>> = sectors.collect();
+        match prng.below(4) {
+            0 => {}
+            1 => lost.clear(),
+            2 => {
+                let kept = prng.below(lost.len() as u64 + 1);
+                lost.drain(..usize::try_from(kept).expect("few sectors"));
+            }
+            _ => lost.retain(|_| prng.chance(1, 2)),
+        }
+        for range in &lost {
+            self.live[range.clone()].copy_from_slice(&before[range.clone()]);
+        }
+        lost.last().map_or(0, |range| range.end)
+    }
 }
 
 type Names = BTreeMap<String, Target>;
@@ -133,7 +264,7 @@ impl Inner {
     fn names(&self, node: u64) -> &Names {
         match &self.nodes[&node] {
             Node::Directory { live, .. } => live,
-            Node::File { .. } => panic!("node {node} was used as a directory"),
+            Node::File(_) => panic!("node {node} was used as a directory"),
         }
     }
 
@@ -156,7 +287,7 @@ impl Inner {
 
     fn file(&self, path: &str) -> io::Result<u64> {
         match self.resolve(path)? {
-            Target::Node(node) if matches!(self.nodes[&node], Node::File { .. }) => Ok(node),
+            Target::Node(node) if matches!(self.nodes[&node], Node::File(_)) => Ok(node),
             _ => Err(not_found(path)),
         }
     }
@@ -179,22 +310,22 @@ impl Inner {
 
     fn used(&self) -> u64 {
         let bytes = |node: &Node| match node {
-            Node::File { live, .. } => live.len() as u64,
+            Node::File(bytes) => bytes.live.len() as u64,
             Node::Directory { .. } => 0,
         };
         self.nodes.values().map(bytes).sum()
     }
 
-    fn bytes(&self, node: u64) -> &Vec<u8> {
+    fn bytes(&self, node: u64) -> &Bytes {
         match &self.nodes[&node] {
-            Node::File { live, .. } => live,
+            Node::File(bytes) => bytes,
             Node::Directory { .. } => panic!("node {node} was used as a file"),
         }
     }
 
-    fn bytes_mut(&mut self, node: u64) -> (&mut Vec<u8>, &mut Durable) {
+    fn bytes_mut(&mut self, node: u64) -> &mut Bytes {
         match self.nodes.get_mut(&node) {
-            Some(Node::File { live, durable }) => (live, durable),
+            Some(Node::File(bytes)) => bytes,
             _ => panic!("node {node} was used as a file"),
         }
     }
@@ -204,26 +335,7 @@ impl Inner {
         unsyncable.clear();
         for node in nodes.values_mut() {
             match node {
-                Node::File { live, durable } => {
-                    match durable {
-                        Durable::Prefix(length) => {
-                            let unsynced = live.len() - *length;
-                            // Nothing, everything and a torn row are all worth seeing often.
-                            let keep = match prng.below(4) {
-                                0 => 0,
-                                1 => unsynced as u64,
-                                _ => prng.below(unsynced as u64 + 1),
-                            };
-                            live.truncate(*length + usize::try_from(keep).expect("a length"));
-                        }
-                        Durable::Bytes(bytes) => {
-                            if prng.chance(1, 2) {
-                                *live = std::mem::take(bytes);
-                            }
-                        }
-                    }
-                    *durable = Durable::Prefix(live.len());
-                }
+                Node::File(bytes) => bytes.crash(prng),
                 Node::Directory { live, durable, pending } => {
                     let keep = usize::try_from(prng.below(pending.len() as u64 + 1)).expect("a length");
                     pending[..keep].iter().for_each(|change| apply(durable, change));
@@ -361,7 +473,7 @@ impl MemoryDisk {
     pub fn flip_bit(&self, path: &str, byte: usize, bit: u32) {
         let mut inner = self.lock();
         let node = inner.file(path).expect("the file to damage exists");
-        inner.bytes_mut(node).0[byte] ^= 1 << bit;
+        inner.bytes_mut(node).flip_bit(byte, bit);
     }
 
     /// All bytes of a file; none if there is no such file. Links are followed once.
@@ -369,7 +481,7 @@ impl MemoryDisk {
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
         let inner = self.lock();
         let node = inner.file(path).ok()?;
-        Some(inner.bytes(node).clone())
+        Some(inner.bytes(node).live.clone())
     }
 
     /// Makes a file of these bytes, live and durable.
@@ -378,7 +490,7 @@ impl MemoryDisk {
     /// If its directory does not exist.
     pub fn put(&self, path: &str, bytes: &[u8]) {
         let mut inner = self.lock();
-        let node = inner.add(Node::File { live: bytes.to_vec(), durable: Durable::Prefix(bytes.len()) });
+        let node = inner.add(Node::File(Bytes::synced(bytes.to_vec())));
         let (parent, name) = split(path);
         let parent = inner.directory(parent).expect("the directory exists");
         inner.change_names(parent, Change::Set(name.to_owned(), Target::Node(node)));
@@ -424,7 +536,7 @@ impl Disk for MemoryDisk {
         inner.change(self.life, false)?;
         let (parent, name) = split(path);
         let parent = inner.directory(parent)?;
-        let node = inner.add(Node::File { live: Vec::new(), durable: Durable::Prefix(0) });
+        let node = inner.add(Node::File(Bytes::default()));
         inner.change_names(parent, Change::Set(name.to_owned(), Target::Node(node)));
         Ok(MemoryFile { inner: Arc::clone(&self.inner), life: self.life, node })
     }
@@ -530,14 +642,19 @@ impl Disk for MemoryDisk {
 
 impl DiskFile for MemoryFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let end = self.len()?;
+        self.write_at(end, bytes)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner.lock().expect("no holder of the lock panics");
         inner.change(self.life, false)?;
-        let fits = match inner.space {
-            Some(space) => usize::try_from(space.saturating_sub(inner.used())).unwrap_or(usize::MAX),
-            None => usize::MAX,
-        };
+        let left = inner.space.map_or(u64::MAX, |space| space.saturating_sub(inner.used()));
+        let file = inner.bytes_mut(self.node);
+        let offset = usize::try_from(offset).expect("a length");
+        let fits = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(file.live.len() - offset);
         let written = &bytes[..bytes.len().min(fits)];
-        inner.bytes_mut(self.node).0.extend_from_slice(written);
+        file.write(offset, written);
         if written.len() == bytes.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
@@ -550,14 +667,13 @@ impl DiskFile for MemoryFile {
         if inner.unsyncable.contains(&self.node) {
             return Ok(());
         }
-        let (live, durable) = inner.bytes_mut(self.node);
-        *durable = Durable::Prefix(live.len());
+        inner.bytes_mut(self.node).sync();
         Ok(())
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let inner = self.inner.lock().expect("no holder of the lock panics");
-        let Some(Node::File { live, .. }) = inner.nodes.get(&self.node) else {
+        let Some(Node::File(Bytes { live, .. })) = inner.nodes.get(&self.node) else {
             return Err(not_found("a file that was removed before the last crash"));
         };
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(live.len());
@@ -569,7 +685,7 @@ impl DiskFile for MemoryFile {
     fn len(&self) -> io::Result<u64> {
         let inner = self.inner.lock().expect("no holder of the lock panics");
         match inner.nodes.get(&self.node) {
-            Some(Node::File { live, .. }) => Ok(live.len() as u64),
+            Some(Node::File(bytes)) => Ok(bytes.live.len() as u64),
             _ => Err(not_found("a file that was removed before the last crash")),
         }
     }
@@ -577,14 +693,7 @@ impl DiskFile for MemoryFile {
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         let mut inner = self.inner.lock().expect("no holder of the lock panics");
         inner.change(self.life, false)?;
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let (live, durable) = inner.bytes_mut(self.node);
-        if let Durable::Prefix(synced) = durable
-            && len < *synced
-        {
-            *durable = Durable::Bytes(live[..*synced].to_vec());
-        }
-        live.truncate(len);
+        inner.bytes_mut(self.node).truncate(usize::try_from(len).unwrap_or(usize::MAX));
         Ok(())
     }
 }

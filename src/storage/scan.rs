@@ -4,16 +4,23 @@
 //! entry follows the one before. Damaged lines at the very end are a torn or damaged tail, which may be cut. Damaged
 //! lines with good ones after them are rot, which is never cut: the sequence numbers around them tell how many rows
 //! are lost, the next entry tells how many of those were entries.
+//!
+//! Empty lines at the end of the live segment are space that was reserved for rows. If the power failed while rows were
+//! written over it, a disk may have taken some of their sectors and not others: the log ends before the first empty line,
+//! and what stands behind it was never synced, or the disk has lost a write; so it is suspect.
 
 use std::sync::Arc;
 
-use super::disk::{Disk, DiskFile};
+use memchr::memchr_iter;
+
+use super::disk::{Disk, DiskFile, SECTOR_BYTES};
 use super::error::StorageError;
 use super::index::{Index, Segment, check_chain};
 use super::lines::{Lines, buffer_for};
 use super::record::{HEAD_ROWS, HEADER, LIVE, Line, Row, note_view, sealed_number, split};
-use crate::message::{HardState, Position, Standing, View, ViewTable};
-use crate::row::{Fields, RowError};
+use crate::config::UNSYNCED_BYTES_MAX;
+use crate::message::{ENTRY_FIELDS, HardState, Position, Standing, View, ViewTable};
+use crate::row::{CHECKSUM_BYTES, Fields, RowError, verify};
 use crate::types::{LogIndex, ViewNumber};
 
 /// How many rows lie between two reports of progress.
@@ -182,8 +189,31 @@ impl<F: DiskFile> Scan<F> {
         self.begin_segment(number, name, &file);
         let mut fields = Fields::new();
         let mut line_number = 1;
+        // The line before is the first that is damaged, and looks like a row of which the rest was never written.
+        let mut may_be_cut = false;
         while let Some(at) = lines.next_line().map_err(read_failed)? {
             line_number += 1;
+            if at.complete && lines.bytes(&at).is_empty() {
+                let others = lines.skip_empty().map_err(read_failed)?;
+                let behind = lines.next_offset().map_err(read_failed)?;
+                if behind.is_none() && may_be_cut {
+                    self.tail = Tail::Torn;
+                } else if let Some(behind) = behind {
+                    self.notices
+                        .push(format!("{path}, line {line_number}: found an empty line, expected a row"));
+                    self.note_bad(number, at.offset, behind);
+                    self.tail = Tail::Damaged;
+                    if name != LIVE
+                        || !may_begin_sector(behind)
+                        || length - behind > UNSYNCED_BYTES_MAX as u64
+                        || removed!("D4-empty")
+                    {
+                        line_number += others;
+                        continue;
+                    }
+                }
+                break;
+            }
             let bytes = lines.bytes(&at);
             let checked = if at.complete { split(bytes) } else { Err(RowError::NoChecksum) };
             let place = At { name, segment: number, offset: at.offset, line: line_number };
@@ -191,23 +221,25 @@ impl<F: DiskFile> Scan<F> {
             let taken = taken.and_then(|(row, what)| self.take(place, &row, what));
             match taken {
                 Ok(()) => {
+                    may_be_cut = false;
                     self.good_end = at.end;
                     self.live_lines = line_number;
                     self.tail = Tail::Whole;
                 }
                 Err(error) => {
                     // A checksum that fits all but the last byte: not torn, but its newline is damaged.
-                    let newline_damaged = !at.complete
-                        && bytes.split_last().is_some_and(|(_, row)| crate::row::verify(row).is_ok());
+                    let newline_damaged =
+                        !at.complete && bytes.split_last().is_some_and(|(_, row)| verify(row).is_ok());
+                    may_be_cut = self.tail == Tail::Whole
+                        && (at.end - 1).is_multiple_of(SECTOR_BYTES as u64)
+                        && is_beginning(bytes, self.next_sequence);
                     if at.complete || newline_damaged || self.tail == Tail::Damaged {
                         self.tail = Tail::Damaged;
                     } else {
                         self.tail = Tail::Torn;
                     }
                     self.notices.push(format!("{path}, line {line_number}: {error}"));
-                    let start = self.bad_start_in(number).unwrap_or(at.offset);
-                    self.bad = Some(Bad { segment: number, start, end: at.end });
-                    self.index.close_run();
+                    self.note_bad(number, at.offset, at.end);
                 }
             }
             self.rows += 1;
@@ -216,6 +248,13 @@ impl<F: DiskFile> Scan<F> {
             }
         }
         Ok(())
+    }
+
+    /// Lines that can't be read; they join those before them.
+    fn note_bad(&mut self, segment: u64, start: u64, end: u64) {
+        let start = self.bad_start_in(segment).unwrap_or(start);
+        self.bad = Some(Bad { segment, start, end });
+        self.index.close_run();
     }
 
     /// Where the damaged lines under way start, if it is in this segment. Those at the end of an earlier one end there.
@@ -508,11 +547,47 @@ impl<F: DiskFile> Scan<F> {
     }
 }
 
+/// Whether a line may be the beginning of the row of this number, the rest of which was never written. A whole row of which
+/// one byte has changed, its newline included, is none, and neither is what no row holds.
+fn is_beginning(line: &[u8], sequence: u64) -> bool {
+    let number = format!("{sequence},").into_bytes();
+    let is_whole = match verify(line) {
+        Ok(_) => true,
+        // What happens to look like a checksum ends no row before its last field; one comma may be what has changed.
+        Err(RowError::Checksum { .. }) => memchr_iter(b',', line).count() > ENTRY_FIELDS.len(),
+        Err(_) => ends_almost_with_checksum(line),
+    };
+    let newline_damaged = line.split_last().is_some_and(|(_, row)| verify(row).is_ok());
+    // The last character may be incomplete.
+    let is_text = str::from_utf8(line).map_or_else(|error| error.error_len().is_none(), |_| true);
+    (line.starts_with(&number) || number.starts_with(line))
+        && !is_whole
+        && !newline_damaged
+        && is_text
+        && !line.contains(&0)
+}
+
+/// Whether the line ends with its checksum, but for one byte.
+fn ends_almost_with_checksum(line: &[u8]) -> bool {
+    let Some(length) = line.len().checked_sub(CHECKSUM_BYTES) else { return false };
+    let (row, found) = line.split_at(length);
+    let expected = format!(",{:08x}", crc32fast::hash(row));
+    found.iter().zip(expected.as_bytes()).filter(|(found, expected)| found != expected).count() <= 1
+}
+
+/// Whether a sector begins at this place of a file, or a byte before: there may be a newline.
+fn may_begin_sector(offset: u64) -> bool {
+    offset % SECTOR_BYTES as u64 <= 1
+}
+
 /// The sequence number of a segment's first row, told from the first row that can be read, if any.
 fn first_sequence(file: &impl DiskFile) -> std::io::Result<Option<u64>> {
     let mut lines = Lines::new(file, 0, buffer_for(0));
     let mut before = 0;
     while let Some(at) = lines.next_line()? {
+        if lines.bytes(&at).is_empty() {
+            continue;
+        }
         if at.complete
             && before > 0
             && let Ok(row) = split(lines.bytes(&at))

@@ -7,7 +7,7 @@ use lastword::prng::Prng;
 use lastword::storage::MemoryDisk;
 use lastword::types::LogIndex;
 
-use super::log_model::{Known, LIVE, hard, open, take_checkpoint, view_of};
+use super::log_model::{Known, hard, open, rows_of, take_checkpoint, view_of};
 
 /// Inputs: those it began with, and some that have decoded since.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +116,7 @@ fn directory() -> (Vec<u8>, Vec<(String, Vec<u8>)>) {
     take_checkpoint(&mut opened, &known, position).unwrap();
     let tables = disk.files().into_iter().filter(|path| path.starts_with("checkpoints/"));
     let tables = tables.map(|path| (path.clone(), disk.bytes(&path).unwrap())).collect();
-    (disk.bytes(LIVE).unwrap(), tables)
+    (rows_of(&disk), tables)
 }
 
 /// Single rows, without checksum and newline: those of the log, of the tables, and of protocol.md.

@@ -9,7 +9,7 @@ use lastword::chat::command::{ClientCommand, Command, Operation};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, HardState, Position, Standing, View, ViewStart, ViewTable,
 };
-use lastword::storage::{Disk, Opened, StorageError, open_with};
+use lastword::storage::{Disk, MemoryDisk, Opened, StorageError, open_with};
 use lastword::types::{
     AccountId, ClientId, ClusterId, Incarnation, LogIndex, Member, RequestId, RequestNumber, ServerId,
     ViewNumber,
@@ -32,6 +32,15 @@ pub fn view_of(counter: u32) -> View {
 
 pub fn open<D: Disk>(disk: &D, segment_bytes: u64) -> Result<Opened<D>, StorageError> {
     open_with(disk.clone(), ServerId(1), &servers(), segment_bytes, &mut |_| {})
+}
+
+/// The live segment without the space that is reserved behind its last row.
+pub fn rows_of(disk: &MemoryDisk) -> Vec<u8> {
+    let mut bytes = disk.bytes(LIVE).expect("there is a live segment");
+    while bytes.ends_with(b"\n\n") {
+        bytes.pop();
+    }
+    bytes
 }
 
 pub fn hard(incarnation: u32, promised: u32) -> HardState {

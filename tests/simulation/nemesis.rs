@@ -108,7 +108,7 @@ impl World {
             (swarm.stuck_disks, Fault::StuckDisk, 3),
             (swarm.disk_errors, Fault::SyncError, 2),
             (swarm.disk_errors, Fault::WriteError, 2),
-            (swarm.full_disks, Fault::ShortWrite, 3),
+            (swarm.full_disks, Fault::ShortWrite, 5),
             (swarm.rot, Fault::RotEntry, 3),
             (swarm.rot, Fault::RotControl, 2),
             (swarm.rot, Fault::RotTable, 2),
@@ -254,7 +254,9 @@ impl World {
 
     /// Little space is left, and its shell notices sooner or later; what doesn't fit fails.
     fn fill_disk(&mut self, at: usize) {
-        let left = self.nemesis.below(3 * SPACE_LOW_BYTES / 2);
+        // Nearly nothing, or some: what is written over reserved space needs none.
+        let most = [1_024, 3 * SPACE_LOW_BYTES / 2][usize::try_from(self.nemesis.below(2)).expect("small")];
+        let left = self.nemesis.below(most);
         let server = &mut self.servers[at];
         if server.process.is_none() || server.disk_fault.is_some() {
             return;

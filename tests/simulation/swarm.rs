@@ -191,7 +191,7 @@ impl Swarm {
             roll_backs: prng.chance(1, 5),
             checkpoint_bytes: [2_000, 10_000, CHECKPOINT_LOG_BYTES_MIN]
                 [usize::try_from(prng.below(3)).expect("small")],
-            segment_bytes: [1_500, 8_000, SEGMENT_BYTES_MAX][usize::try_from(prng.below(3)).expect("small")],
+            segment_bytes: [1_500, 8_000, 50_000][usize::try_from(prng.below(3)).expect("small")],
             cuts: prng.chance(1, 3),
             resets: prng.chance(1, 3),
             partitions: prng.chance(1, 4),
