@@ -59,7 +59,7 @@ pub(super) enum Tail {
     Whole,
     /// With an incomplete row, which was never synced.
     Torn,
-    /// With a complete row that is damaged.
+    /// With a complete row that is damaged, or with rows behind empty lines.
     Damaged,
 }
 
