@@ -319,6 +319,32 @@ fn damage_that_goes_on_in_the_next_segment_is_two_holes() {
     }
 }
 
+/// Seed 0x20b953b68c2b8d6a: the next segment begins right after the truncation.
+#[test]
+fn an_entry_that_rotted_and_was_the_last_before_a_segments_end_is_all_that_is_lost() {
+    let mut known = Known::default();
+    let (disk, mut opened) = fresh(1);
+    opened.log.write(&Write::HardState(hard(1, 0))).unwrap();
+    append(&mut opened, &mut known, 1, 4);
+    let last = opened.log.last();
+    let lost = known.history(last)[3].clone();
+    append(&mut opened, &mut known, 1, 1);
+    opened.log.write(&Write::Truncate { after: last.index }).unwrap();
+    seal(&disk, &mut opened);
+    append(&mut opened, &mut known, 2, 3);
+    opened.log.sync().unwrap();
+    let history = known.history(opened.log.last());
+    let sealed = disk.files().into_iter().find(|name| name.starts_with("server_log-")).unwrap();
+    let bytes = disk.bytes(&sealed).unwrap();
+    let at = bytes.windows(lost.bytes.len()).position(|window| window == lost.bytes).unwrap();
+    disk.flip_bit(&sealed, at + 2, 0);
+    let mut opened = try_open(&disk.restart()).unwrap();
+    let after = history[2].position();
+    assert_eq!(opened.recovered.gaps, [(after, last.index)], "{:?}", opened.notices);
+    opened.log.repair(after, &history[3..4]).unwrap();
+    assert_eq!(read_all(&opened), history);
+}
+
 #[test]
 fn entries_that_rotted_before_and_after_a_truncation_are_filled_in_behind_it() {
     let mut known = Known::default();

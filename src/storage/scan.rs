@@ -206,7 +206,6 @@ impl<F: DiskFile> Scan<F> {
                     if name != LIVE
                         || !may_begin_sector(behind)
                         || length - behind > UNSYNCED_BYTES_MAX as u64
-                        || removed!("D4-empty")
                     {
                         line_number += others;
                         continue;
@@ -378,7 +377,9 @@ impl<F: DiskFile> Scan<F> {
             self.note_presence(position);
             self.doubt.clear();
         } else if position != self.last {
-            if position.index <= self.last.index {
+            // A truncation may have gone back to an entry that is lost: the anchor says which that was.
+            let is_lost = !self.is_last_known() && position.index == self.last.index;
+            if position.index <= self.last.index && !is_lost {
                 self.rejoin_anchor(position);
             }
             self.open_gap(position.index);
