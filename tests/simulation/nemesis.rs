@@ -536,8 +536,10 @@ impl World {
         }
     }
 
-    /// A server starts or wakes while links are cut, or have been a moment ago: two others that hear nothing of each
-    /// other both reach a majority with it, and it is not in touch with a primary yet, so it vetoes neither (V1, V11).
+    /// A server starts, wakes or pauses while links are cut, or have been a moment ago. Two others that hear nothing of
+    /// each other both reach a majority with one that starts or wakes, and it is not in touch with a primary yet, so it
+    /// vetoes neither (V1, V11); and if the others pause before they have reconnected, whoever was cut off has heard
+    /// nothing for longer than a minority waits.
     pub(crate) fn maybe_expect_split(&mut self) {
         if self.now < self.partition_after && self.servers.len() > 2 {
             self.expect_split();

@@ -382,6 +382,7 @@ impl World {
     pub(crate) fn pause(&mut self, at: usize) {
         if self.servers[at].process.is_some() {
             trace!(self, "pause {}", at + 1);
+            self.maybe_expect_split();
             self.servers[at].paused = true;
         }
     }
