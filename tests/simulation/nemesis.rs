@@ -301,7 +301,8 @@ impl World {
     }
 
     /// Whether another server leads the latest view that anyone ever led, and this one is not in it, nor in a later one
-    /// that somebody began to install and will wait for.
+    /// that somebody began to install and will wait for, nor has it proposed a later one: whoever hears of that waits for
+    /// its word on what came of it (V2).
     pub(crate) fn is_superseded(&self, at: usize) -> bool {
         self.latest_leader().is_some_and(|leader| {
             let view = self.servers[leader].replica().expect("it leads").installed_view();

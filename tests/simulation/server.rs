@@ -8,7 +8,7 @@ use std::time::Duration;
 use lastword::chat::{InTurn, Restore, State, TableRow};
 use lastword::message::{
     CheckpointResult, CheckpointStep, Entry, Installed, PeerMessage, Position, Push, Read, ReadResult,
-    Request, Response, View, Write,
+    Request, Response, Write,
 };
 use lastword::prng::Prng;
 use lastword::replica::{
@@ -92,7 +92,7 @@ pub(crate) struct Server {
     pub broken_for_ever: bool,
     /// Cut off for ever: what it does by itself from now on is not compared to the others.
     pub given_up: bool,
-    /// The latest view that anybody began to write with this server in it.
+    /// The latest view that anybody began to write with this server in it, or that it proposed itself.
     pub named_in: ViewNumber,
     /// Its next process starts with a state that has answered otherwise than the others' (D7).
     pub spoilt: bool,
@@ -487,11 +487,15 @@ impl World {
             Effect::Close { connection } => self.close(at, connection),
             Effect::Push { connection, push } => self.push(at, connection, push),
             Effect::Write { id, write } => {
-                let view = if let Write::View(view) = &write { view.clone() } else { View::default() };
+                let named: Vec<(ServerId, ViewNumber)> = match &write {
+                    Write::View(view) => view.members.iter().map(|m| (m.server, view.number)).collect(),
+                    Write::HardState(hard) => hard.outstanding.iter().map(|n| (n.proposer, *n)).collect(),
+                    _ => Vec::new(),
+                };
                 process.log_jobs.push_back(LogJob::Write(id, write));
-                for member in &view.members {
-                    let named_in = &mut self.servers[usize::from(member.server.0) - 1].named_in;
-                    *named_in = view.number.max(*named_in);
+                for (server, number) in named {
+                    let named_in = &mut self.servers[usize::from(server.0) - 1].named_in;
+                    *named_in = number.max(*named_in);
                 }
             }
             Effect::Cut { through } => process.log_jobs.push_back(LogJob::Cut(through)),
