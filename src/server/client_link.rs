@@ -159,8 +159,8 @@ pub(super) async fn serve(
     let writing = client.outgoing.write();
     tokio::pin!(writing);
     let end = tokio::select! {
+        biased;
         end = link.read(&mut reader, first) => end,
-        () = client.outgoing.closed() => End::Dropped,
         written = &mut writing => {
             if written.is_err() || client.outgoing.is_closed() { End::Dropped } else { End::Finished }
         }
@@ -172,7 +172,7 @@ pub(super) async fn serve(
     if matches!(end, End::Refused | End::Finished) {
         let _ = timeout(LINGER, throw_away(&mut reader)).await;
     }
-    client.outgoing.hang_up();
+    client.outgoing.close();
     let _ = shell.clients.send(Input::Disconnected { connection }).await;
 }
 

@@ -26,9 +26,8 @@ pub(super) struct Outgoing {
     left: Notify,
     /// Nothing more will come: the writer ends when it has written everything.
     finished: AtomicBool,
-    /// The connection is to be dropped at once.
+    /// The connection is ended, whatever waits.
     closed: AtomicBool,
-    closing: Notify,
 }
 
 impl Outgoing {
@@ -41,7 +40,6 @@ impl Outgoing {
             left: Notify::new(),
             finished: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            closing: Notify::new(),
         }
     }
 
@@ -104,30 +102,17 @@ impl Outgoing {
         self.left.notify_one();
     }
 
-    /// Drops the connection; what waits is lost.
+    /// Ends the connection now, whoever still holds it: its reader and its writer come upon the end. What waits is lost.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         *self.lock() = BytesMut::new();
-        self.left.notify_one();
-        self.closing.notify_one();
-    }
-
-    /// Ends the connection now, whoever still holds it.
-    pub(super) fn hang_up(&self) {
-        self.close();
         let _ = SockRef::from(self.stream.as_ref()).shutdown(Shutdown::Both);
+        self.left.notify_one();
     }
 
     /// Whether [`Outgoing::close`] was called or the queue overflowed.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
-    }
-
-    /// Waits until the connection is to be dropped. For one waiter.
-    pub(super) async fn closed(&self) {
-        while !self.is_closed() {
-            self.closing.notified().await;
-        }
     }
 
     /// Writes whatever is left, until [`Outgoing::finish`] or [`Outgoing::close`]. For one writer.
@@ -197,19 +182,25 @@ pub(super) mod tests {
         writer.await.unwrap().unwrap();
     }
 
+    async fn read_to_the_end(mut far: TcpStream) -> Vec<u8> {
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        read
+    }
+
     #[tokio::test]
-    async fn a_queue_that_overflows_closes_and_holds_nothing() {
-        let (outgoing, _far) = connected(100).await;
-        let waiter = tokio::spawn({
+    async fn a_queue_that_overflows_holds_nothing_and_ends_the_connection() {
+        let (outgoing, far) = connected(100).await;
+        let writer = tokio::spawn({
             let outgoing = Arc::clone(&outgoing);
-            async move { outgoing.closed().await }
+            async move { outgoing.write().await }
         });
         for _ in 0..5 {
             outgoing.push(|buffer| buffer.extend_from_slice(&[0; 30]));
         }
-        waiter.await.unwrap();
         assert!(outgoing.is_closed() && outgoing.lock().is_empty());
-        outgoing.write().await.unwrap();
+        let _ = writer.await.unwrap();
+        assert!(read_to_the_end(far).await.len() <= 120, "more than what fitted was sent");
     }
 
     #[tokio::test]
@@ -217,25 +208,21 @@ pub(super) mod tests {
         let (outgoing, _far) = connected(4096).await;
         let writer = tokio::spawn({
             let outgoing = Arc::clone(&outgoing);
-            async move {
-                tokio::select! { _ = outgoing.write() => (), () = outgoing.closed() => () }
-            }
+            async move { outgoing.write().await }
         });
         while !outgoing.is_closed() {
             outgoing.push(|buffer| buffer.extend_from_slice(&[0; 512]));
             outgoing.flush();
             tokio::task::yield_now().await;
         }
-        writer.await.unwrap();
+        let _ = writer.await.unwrap();
     }
 
     #[tokio::test]
-    async fn hanging_up_ends_the_connection_for_the_other_end_too() {
-        let (outgoing, mut far) = connected(100).await;
+    async fn closing_ends_the_connection_for_the_other_end_too() {
+        let (outgoing, far) = connected(100).await;
         outgoing.push(|buffer| buffer.extend_from_slice(b"lost"));
-        outgoing.hang_up();
-        let mut read = Vec::new();
-        far.read_to_end(&mut read).await.unwrap();
-        assert!(read.is_empty() && outgoing.is_closed());
+        outgoing.close();
+        assert!(read_to_the_end(far).await.is_empty() && outgoing.is_closed());
     }
 }

@@ -153,9 +153,8 @@ async fn open_and_run(shell: &Shell, peer: ServerId, stream: TcpStream) -> Again
         _ = outgoing.write() => {}
         // The peer says nothing on this link: whatever can be read is its end.
         _ = reader.stream().read(&mut unexpected) => {}
-        () = outgoing.closed() => {}
     }
-    outgoing.hang_up();
+    outgoing.close();
     shell.tell_peer(peer, PeerInput::OutgoingDown(outgoing)).await;
     Again::AtOnce
 }
