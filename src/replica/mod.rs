@@ -819,7 +819,10 @@ impl Replica {
     /// V11: known dead, by a refused connection or by silence.
     fn is_dead(&self, server: ServerId) -> bool {
         let Some(peer) = self.peers.get(&server) else { return false };
-        (self.config.evidence && peer.is_refused()) || peer.is_silent_for(self.now, self.silence_timeout())
+        let is_silent_for = |timeout| peer.is_silent_for(self.now, timeout);
+        // Most are not silent at all: then it doesn't matter how many are.
+        (self.config.evidence && peer.is_refused())
+            || (is_silent_for(SUSPICION) && is_silent_for(self.silence_timeout()))
     }
 
     fn dead(&self) -> BTreeSet<ServerId> {
