@@ -48,6 +48,10 @@ use lastword::prng::Prng;
 
 use runner::{History, Outcome, Violation, report, run_seeds, try_seed};
 
+/// The servers' own: histories allocate much, on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// So many seeds, always the same, are run by every test run: a commit's tests pass or fail for what is in it. Fresh
 /// seeds belong to `scripts/soak`.
 const FIXED_SEEDS: u64 = 400;
