@@ -388,19 +388,18 @@ impl Replica {
     }
 
     /// A receiver of a higher number persists its promise, stops acknowledging older views, and answers (V2). One
-    /// that is to be dropped answers from memory (V10).
+    /// that is to be dropped answers from memory (V10), and once more when its promise is on disk.
     pub(super) fn on_propose(&mut self, from: ServerId, number: ViewNumber, dropping: &[ServerId]) {
         if number < self.hard.promised || number.proposer != from {
             return self.send(from, PeerMessage::Refuse { number, promised: self.hard.promised });
         }
+        let is_dropped = dropping.contains(&self.me) && !removed!("V10-told");
         if number == self.hard.promised {
-            return self.repeat_promise(from, number);
+            return self.repeat_promise(from, number, is_dropped);
         }
-        let mut report = self.report();
         let insists = self.hard.promised.proposer == number.proposer;
         self.promise(number);
         self.promise_asked = self.now;
-        report.promised = number;
         if !matches!(self.role, Role::Waiting) {
             self.become_waiting();
         } else if !insists {
@@ -409,22 +408,33 @@ impl Replica {
         if removed!("V2-persist") {
             return self.tell_promise(from, number);
         }
-        if dropping.contains(&self.me) && !removed!("V10-told") {
-            self.whole_life = false;
-            self.persist_hard();
-            (report.continuous, report.nearly_continuous) = (false, false);
-            return self.send(from, PeerMessage::Promise { number, report });
-        }
         let id = self.persist_hard();
         self.held.push_back((id, Held::Promise { to: from, number }));
+        if is_dropped {
+            self.tell_promise_from_memory(from, number);
+        }
     }
 
     /// The answer got lost, unless it is still on its way to the disk.
-    fn repeat_promise(&mut self, from: ServerId, number: ViewNumber) {
-        let waits = |held: &Held| matches!(held, Held::Promise { number: held, .. } if *held == number);
-        if matches!(self.role, Role::Waiting) && !self.held.iter().any(|(_, held)| waits(held)) {
-            self.tell_promise(from, number);
+    fn repeat_promise(&mut self, from: ServerId, number: ViewNumber, is_dropped: bool) {
+        if !matches!(self.role, Role::Waiting) {
+            return;
         }
+        let waits = |held: &Held| matches!(held, Held::Promise { number: held, .. } if *held == number);
+        if !self.held.iter().any(|(_, held)| waits(held)) {
+            self.tell_promise(from, number);
+        } else if is_dropped {
+            self.tell_promise_from_memory(from, number);
+        }
+    }
+
+    /// A crash may still make this server forget the promise. It is told that it is dropped, so after a crash it leads
+    /// without the rest of its view only by a majority that closed their logs: it counts for none itself.
+    fn tell_promise_from_memory(&mut self, to: ServerId, number: ViewNumber) {
+        self.whole_life = false;
+        let mut report = self.report();
+        report.closed &= removed!("V10-closed");
+        self.send(to, PeerMessage::Promise { number, report });
     }
 
     pub(super) fn tell_promise(&mut self, to: ServerId, number: ViewNumber) {

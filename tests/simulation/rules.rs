@@ -64,6 +64,44 @@ fn who_has_promised_another_number_confirms_no_barrier_though_nothing_else_is_he
     }
 }
 
+/// V10: logs were closed, and one server is not gone yet when another comes back, to which it answers from memory, for
+/// its disk is stuck. Together they are a majority, but a crash makes the one forget what it promised: had the other gone
+/// on alone, the one and the third would start without it. When the promise is on disk it may.
+#[test]
+fn who_may_forget_its_promise_is_none_of_a_majority_that_closed_its_logs() {
+    const STUCK: Duration = Duration::from_millis(700);
+    for seed in 0..12 {
+        let mut world = running_world(seed);
+        send(&mut world, ALICE, BOB, "before the stop");
+        let primary = await_leader(&mut world);
+        let slow = others(&world, primary)[usize::try_from(seed / 2 % 2).expect("small")];
+        let rest = others(&world, slow);
+        world.servers[slow].disk_slowness = 40;
+        (0..3).for_each(|at| world.deliver(at, Event::Stop));
+        let alone = |world: &mut World| rest.iter().all(|&at| !world.servers[at].is_running());
+        assert!(world.run_until(SOON, alone), "seed {seed}: not stopped; {}", describe(&world));
+        assert!(world.servers[slow].is_running(), "seed {seed}: the slow one has stopped too");
+        world.servers[slow].disk_stuck_until = world.now + STUCK;
+        world.start(rest[0]);
+        let leads = |world: &mut World| leader(world).is_some();
+        let early = world.run_until(STUCK - Duration::from_millis(50), leads);
+        if seed % 2 == 0 {
+            [slow, rest[0]].iter().for_each(|&at| world.crash(at, Death::Kill));
+            world.servers[slow].disk_slowness = 1;
+            [slow, rest[1]].iter().for_each(|&at| world.start(at));
+            await_leader(&mut world);
+        } else {
+            assert!(!early, "seed {seed}: leads on a promise from memory; {}", describe(&world));
+            let stopped = |world: &mut World| leads(world) && !world.servers[slow].is_running();
+            assert!(world.run_until(SOON, stopped), "seed {seed}: {}", describe(&world));
+        }
+        assert_eq!(read(&mut world, BOB), ["before the stop"]);
+        world.servers[slow].disk_slowness = 1;
+        world.swarm.slow_disks = true;
+        heal_and_check(&mut world);
+    }
+}
+
 /// V1: one backup gets no answer of the primary for a second, while everyone else is in touch with it.
 #[test]
 fn a_server_that_alone_gets_no_answer_of_the_primary_does_not_overthrow_it() {
