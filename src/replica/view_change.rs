@@ -428,8 +428,8 @@ impl Replica {
         }
     }
 
-    /// A crash may still make this server forget the promise. It is told that it is dropped, so after a crash it leads
-    /// without the rest of its view only by a majority that closed their logs: it counts for none itself.
+    /// V10. A crash may still make this server forget the promise. Started again it leads without the rest of its view
+    /// only by a majority that closed their logs (V5): so this answer counts for none.
     fn tell_promise_from_memory(&mut self, to: ServerId, number: ViewNumber) {
         self.whole_life = false;
         let mut report = self.report();
