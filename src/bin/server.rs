@@ -11,6 +11,7 @@ use lastword::replica::FirstRole;
 use lastword::server::cluster::{ClusterError, find_self, find_servers, split_address};
 use lastword::server::key::{KEY_FILE, create};
 use lastword::server::{Failure, Options, PREDECESSOR_ENDS, limits, run};
+use rustix::thread::disable_transparent_huge_pages;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -157,6 +158,9 @@ fn fail(failure: &Failure) -> i32 {
 }
 
 fn start(first_role: FirstRole, serve: Serve) -> i32 {
+    // Before a thread gets a huge page, the system clears 2 MiB, and everyone whom the thread serves waits for that.
+    // A kernel that doesn't know the call has none either.
+    let _ = disable_transparent_huge_pages(true);
     let (options, listen) = match options(first_role, serve) {
         Ok(options) => options,
         Err(reason) => {
