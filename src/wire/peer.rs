@@ -381,7 +381,9 @@ fn read_views(r: &mut Reader<'_>) -> Result<ViewTable, DecodeError> {
 }
 
 fn put_entries(out: &mut BytesMut, entries: &[Arc<Entry>]) {
-    out.reserve(entries.iter().map(|entry| ENTRY_BYTES_MIN + entry.bytes.len()).sum());
+    // A byte too little, and the last entry has everything copied to where there is twice the space.
+    let bytes: usize = entries.iter().map(|entry| ENTRY_BYTES_MIN + entry.bytes.len()).sum();
+    out.reserve(size_of::<u32>() + bytes);
     put_long_list(out, entries, |out, entry| put_bytes(out, &entry.bytes));
 }
 
