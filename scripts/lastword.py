@@ -160,6 +160,8 @@ class Person:
     """A client that knows all servers, retries with the same number, and resumes its session by its token."""
 
     PATIENCE = 90
+    # By then the others have found a silent primary dead, and go on without it.
+    ANSWER_WITHIN = 0.7
 
     def __init__(self, cluster, name, opcode=REGISTER):
         """Registers the name, or logs in as one that exists."""
@@ -212,10 +214,10 @@ class Person:
         if self.connection is None:
             self.connection = Connection(self.cluster.addresses[self.policy.target], 0.25)
             if opcode not in (REGISTER, LOGIN):
-                found, fields = self.connection.ask(RESUME, 0, self.client + self.token, 1)
+                found, fields = self.connection.ask(RESUME, 0, self.client + self.token, self.ANSWER_WITHIN)
                 if found != RESUMED:
                     return found, fields
-        return self.connection.ask(opcode, number, body, 1, before)
+        return self.connection.ask(opcode, number, body, self.ANSWER_WITHIN, before)
 
     def disconnect(self):
         if self.connection:
