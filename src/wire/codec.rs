@@ -13,8 +13,8 @@ pub const HEADER_BYTES: usize = 5;
 /// Where a body starts, counted from the frame's first byte. Offsets in errors count from there too.
 pub const BODY_OFFSET: usize = LENGTH_BYTES + HEADER_BYTES;
 
-/// How much room is made at most for a frame that has announced itself but not arrived: a promise costs nothing. Enough for
-/// a batch of a peer's entries, whose first bytes would else be copied again and again.
+/// How much room is made at most for a frame that has announced itself but not arrived: a promise costs little. It is a batch
+/// of entries, whose first bytes would else be copied again and again; only a proven peer's frames may be so long.
 const RESERVE_BYTES_MAX: usize = 1024 * 1024;
 
 /// One frame, its body not read yet.

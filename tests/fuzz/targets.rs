@@ -60,14 +60,16 @@ pub(super) const TARGETS: [Target; 9] = [
     target("table", 4, 32 * 1024, corpus::tables, table),
 ];
 
-/// How much room a codec makes for bytes that were only announced.
-const ANNOUNCED_BYTES_MAX: usize = 64 * 1024 + 64;
+/// How much room a codec makes for bytes that were only announced; whose frames must be shorter gets no more than those.
+const ANNOUNCED_BYTES_MAX: usize = 1024 * 1024;
+/// How much more than was asked for a buffer may have.
+const ROUNDING_BYTES_MAX: usize = 64;
 
 /// The frame at the beginning of the input, if there is a whole one.
 fn frame(input: &[u8], bytes_max: usize) -> Option<Frame> {
     let mut source = BytesMut::from(input);
     let decoded = FrameCodec::new(bytes_max).decode(&mut source);
-    let room = 2 * input.len() + ANNOUNCED_BYTES_MAX;
+    let room = 2 * input.len() + bytes_max.min(ANNOUNCED_BYTES_MAX) + ROUNDING_BYTES_MAX;
     assert!(source.capacity() <= room, "{} bytes of room for {} bytes", source.capacity(), input.len());
     decoded.ok().flatten()
 }
