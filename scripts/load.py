@@ -50,16 +50,16 @@ class Guest(lastword.Person):
         if new and opcode not in (lastword.REGISTER, lastword.LOGIN):
             self.connection = lastword.Connection(self.cluster.addresses[self.policy.target], 0.25)
             self.fresh = True
-            found, fields = self.connection.ask(lastword.RESUME, 0, self.client + self.token, 1)
+            found, fields = self.connection.ask(lastword.RESUME, 0, self.client + self.token, self.ANSWER_WITHIN)
             if found != lastword.RESUMED:
                 return found, fields
             if self.subscribes:
-                found, fields = self.connection.ask(lastword.SUBSCRIBE, 0, b"", 1)
+                found, fields = self.connection.ask(lastword.SUBSCRIBE, 0, b"", self.ANSWER_WITHIN)
                 if found == lastword.ERROR:
                     return found, fields
         elif new:
             self.connection = lastword.Connection(self.cluster.addresses[self.policy.target], 0.25)
-        return self.connection.ask(opcode, number, body, 1, before)
+        return self.connection.ask(opcode, number, body, self.ANSWER_WITHIN, before)
 
 
 class Sender(Client):
