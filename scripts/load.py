@@ -127,7 +127,7 @@ class WindowSender(Client):
     def connect(self):
         person = self.person
         person.connection = lastword.Connection(person.cluster.addresses[person.policy.target], 0.25)
-        self.check(*person.connection.ask(lastword.RESUME, 0, person.client + person.token, 1))
+        self.check(*person.connection.ask(lastword.RESUME, 0, person.client + person.token, person.ANSWER_WITHIN))
         self.heard_at = time.monotonic()
         for number, (to, text) in self.under_way.items():
             self.resent.add(text)
